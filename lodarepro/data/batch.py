@@ -1,0 +1,108 @@
+"""Tokens to batches: what is input, what is target, in which order (protocol sections 1 and 2)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lodarepro.data.tokenise import Encoded
+from lodarepro.seeds import derived_seed
+
+PAD = 0  # the original pads with id 0; no position that counts ever sees it
+FILLER_SEED = 911  # the original draws its filler rows from random.Random(911)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of T tokens, padded on the right.
+
+    Attributes:
+        inputs: (B, T) int64.
+        targets: (B, T) int64, the inputs shifted left by one.
+        mask: (B, T) bool, True where the target counts in the loss.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.inputs, self.targets, self.mask)))
+
+
+def collate(
+    data: Encoded, rows: Sequence[int], *, max_length: int, loss_on: str = "completion", width: int | None = None
+) -> Batch:
+    """Lay out some pairs as one batch.
+
+    A sequence keeps its first `max_length` tokens; a target counts if it is a token of the
+    completion (`loss_on="all"`: any token) among those.
+
+    Args:
+        data: the tokenised split.
+        rows: which pairs, in which order.
+        max_length: tokens.
+        loss_on: `completion` or `all`.
+        width: T; None: the longest of these sequences. (The original pads to `max_length`; causal
+            attention makes the result the same.)
+    """
+    sequences = [data.sequence(row) for row in rows]
+    if width is None:
+        width = max(min(len(s), max_length) for s in sequences)
+    inputs = np.full((len(rows), width), PAD, dtype=np.int64)
+    targets = np.full((len(rows), width), PAD, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=bool)
+    for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
+        kept = min(len(sequence), max_length)
+        inputs[i, :kept] = sequence[:kept]
+        shifted = sequence[1 : kept + 1]
+        targets[i, : len(shifted)] = shifted
+        first = int(data.contexts[row]) - 1 if loss_on == "completion" else 0
+        mask[i, first : kept - 1] = True
+    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(mask))
+
+
+def prompt(context: Sequence[int], *, max_length: int, max_new_tokens: int) -> list[int]:
+    """What of a context is given to the search: its last `max_length - max_new_tokens` tokens."""
+    return list(context[-(max_length - max_new_tokens) :])
+
+
+def steps_an_epoch(n: int, batch_size: int) -> int:
+    """Batches of one pass over n pairs."""
+    return -(-n // batch_size)
+
+
+def epoch_order(
+    n: int, epoch: int, *, batch_size: int, seed: int, shuffle: bool, fill: bool
+) -> npt.NDArray[np.int64]:
+    """The rows of one epoch, batch after batch.
+
+    With `fill`, the split's length is rounded up to whole batches and each surplus index is replaced
+    by a row drawn at random when its turn comes, as the original does.
+
+    Args:
+        n: pairs in the split.
+        epoch: counted from 0.
+        batch_size: pairs a batch.
+        seed: of the run; each epoch has a generator of its own, so that a resumed run needs no state.
+        shuffle: False keeps the order of the file.
+        fill: round up; else the last batch is smaller.
+    """
+    length = steps_an_epoch(n, batch_size) * batch_size if fill else n
+    if shuffle:
+        generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
+        order = torch.randperm(length, generator=generator).numpy()
+    else:
+        order = np.arange(length)
+    filler = random.Random(FILLER_SEED)
+    surplus = length - n
+    drawn = [filler.randint(0, n - 1) for _ in range((epoch + 1) * surplus)][epoch * surplus :]
+    order[order >= n] = drawn
+    return order

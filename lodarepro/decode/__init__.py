@@ -1,0 +1,1 @@
+"""Decoding: from contexts to hypotheses."""

@@ -1,0 +1,85 @@
+"""The state of an interrupted training, from which it continues to the same bits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lodarepro.errors import BadInput
+from lodarepro.methods import trained
+from lodarepro.model import GPT2
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        step: steps done.
+        losses: (steps of the whole training,) loss of each step before its update; 0 where not done.
+        epochs: one entry a finished epoch: `epoch`, `step`, `val_loss`.
+        seconds: time spent so far, over all sessions.
+    """
+
+    step: int
+    losses: Tensor
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def save(path: Path, model: GPT2, optimizer: Optimizer, progress: Progress) -> None:
+    """Write parameters, optimizer and generator states and progress; replaces `path` atomically."""
+    tensors = {f"param.{name}": p.detach() for name, p in trained(model).items()}
+    for name, p in trained(model).items():
+        tensors |= {f"optim.{key}.{name}": torch.as_tensor(t) for key, t in optimizer.state[p].items()}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    tensors["losses"] = progress.losses
+    described = {"step": progress.step, "epochs": progress.epochs, "seconds": progress.seconds}
+    partial = path.with_name(path.name + ".partial")
+    save_file(
+        {name: t.cpu().contiguous() for name, t in tensors.items()},
+        partial,
+        metadata={"progress": json.dumps(described)},
+    )
+    partial.replace(path)
+
+
+def load(path: Path, model: GPT2, optimizer: Optimizer) -> Progress | None:
+    """Restore what `save` wrote; None where there is no checkpoint.
+
+    Raises:
+        BadInput: the file is corrupt.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = json.loads(file.metadata()["progress"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, KeyError, TypeError) as e:
+        raise BadInput(f"checkpoint {path} can't be read ({e}); delete it to train from the start") from None
+    with torch.no_grad():
+        for name, p in trained(model).items():
+            p.copy_(tensors[f"param.{name}"])
+            suffix = f".{name}"
+            optimizer.state[p] = {
+                key.removeprefix("optim.").removesuffix(suffix): t if t.dim() == 0 else t.to(p.device)
+                for key, t in tensors.items()
+                if key.startswith("optim.") and key.endswith(suffix)
+            }
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    return Progress(
+        described["step"], tensors["losses"], epochs=described["epochs"], seconds=described["seconds"]
+    )
