@@ -17,7 +17,9 @@ NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 
-LORA_CODE = "https://raw.githubusercontent.com/microsoft/LoRA/c4593f060e6a368d7bb5af5273b8e42810cdef90/examples/NLG/data"
+LORA_CODE = (
+    "https://raw.githubusercontent.com/microsoft/LoRA/c4593f060e6a368d7bb5af5273b8e42810cdef90/examples/NLG/data"
+)
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class Runtime:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the first CUDA device, else the CPU"""
     threads: Positive | None = None
-    """CPU threads of torch; None: torch's choice"""
+    """CPU threads of torch; None: one for a tiny model (d <= 256), else torch's choice"""
     decode_batch: Positive = 16
     """prompts searched at once"""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0

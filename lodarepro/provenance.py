@@ -62,7 +62,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "memory_gib": round(_memory_bytes() / 2**30, 1) if _memory_bytes() else None,
+        "memory_gib": _memory_gib(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
     }
@@ -78,9 +78,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory_bytes() -> int | None:
+def _memory_gib() -> float | None:
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError):
         return None
 

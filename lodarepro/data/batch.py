@@ -38,7 +38,12 @@ class Batch:
 
 
 def collate(
-    data: Encoded, rows: Sequence[int], *, max_length: int, loss_on: str = "completion", width: int | None = None
+    data: Encoded,
+    rows: Sequence[int],
+    *,
+    max_length: int,
+    loss_on: str = "completion",
+    width: int | None = None,
 ) -> Batch:
     """Lay out some pairs as one batch.
 
@@ -79,9 +84,7 @@ def steps_an_epoch(n: int, batch_size: int) -> int:
     return -(-n // batch_size)
 
 
-def epoch_order(
-    n: int, epoch: int, *, batch_size: int, seed: int, shuffle: bool, fill: bool
-) -> npt.NDArray[np.int64]:
+def epoch_order(n: int, epoch: int, *, batch_size: int, seed: int, shuffle: bool, fill: bool) -> npt.NDArray[np.int64]:
     """The rows of one epoch, batch after batch.
 
     With `fill`, the split's length is rounded up to whole batches and each surplus index is replaced

@@ -110,9 +110,7 @@ def encode(
     texts = Dataset.from_dict(
         {"context": [e.context for e in examples], "completion": [e.completion for e in examples]}
     )
-    tokenised = texts.map(
-        tokenise, batched=True, remove_columns=["context", "completion"], new_fingerprint=fingerprint
-    )
+    tokenised = texts.map(tokenise, batched=True, remove_columns=["context", "completion"], new_fingerprint=fingerprint)
     if stored is not None:
         _store(tokenised, stored)
     return _flat(tokenised)

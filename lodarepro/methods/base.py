@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lodarepro.errors import BadInput
 from lodarepro.model import GPT2
+from lodarepro.model.weights import save_tensors
 
 FORMAT = "lodarepro-adapter-1"
 
@@ -60,9 +60,7 @@ def save_adapter(model: GPT2, path: Path, *, method: Any, base: str, base_sha256
         "base": base,
         "base_sha256": base_sha256,
     }
-    partial = path.with_name(path.name + ".partial")
-    save_file({n: p.detach().cpu().contiguous() for n, p in trained(model).items()}, partial, metadata=metadata)
-    partial.replace(path)
+    save_tensors(path, trained(model), metadata=metadata)
 
 
 def load_adapter(model: GPT2, path: Path, *, method: Any, base: str, base_sha256: str) -> None:

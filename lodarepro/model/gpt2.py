@@ -79,7 +79,7 @@ class Dense(nn.Module):
 
     def macs(self) -> int:
         """Multiply-accumulate operations a token: the dense product and the deltas."""
-        return self.weight.numel() + sum(int(delta.macs()) for delta in self.deltas.values())  # type: ignore[operator]
+        return self.weight.numel() + sum(delta.macs() for delta in self.deltas.values())  # type: ignore[operator]
 
 
 class Attention(nn.Module):

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from tokenizers import Tokenizer
 
 from lodarepro import config
@@ -40,6 +43,29 @@ class Checkpoint:
     folder: Path
     sha256: str
     origin: str
+
+
+def sizes_of(model: config.Model) -> Sizes:
+    """The shape that a model's configuration states."""
+    return Sizes(**{f.name: getattr(model, f.name) for f in fields(Sizes)})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically: after a failure the old content is still there.
+
+    Raises:
+        OSError: the file can't be written; no partial file stays.
+    """
+    partial = path.with_name(path.name + ".partial")
+    content = serialise({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, metadata=metadata)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def hub_name(name: str) -> str:
@@ -74,6 +100,14 @@ def find(model: config.Model, *, download: bool = True) -> Checkpoint | None:
     return None if folder is None else _checked(model, folder, "hub")
 
 
+def hub_url(model: config.Model) -> str:
+    """Where a hub model's first file is asked for; $HF_ENDPOINT may name another hub."""
+    from huggingface_hub import hf_hub_url
+
+    assert model.hub is not None
+    return str(hf_hub_url(model.hub, CONFIG, revision=model.revision))
+
+
 def _checked(model: config.Model, folder: Path, origin: str) -> Checkpoint:
     missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).is_file()]
     if missing:
@@ -92,7 +126,7 @@ def _from_hub(model: config.Model, *, download: bool) -> Path | None:
     assert model.hub is not None
     name = CONFIG
     try:
-        for name in (CONFIG, TOKENIZER, WEIGHTS):  # noqa: B007 (named in the errors below)
+        for name in (CONFIG, TOKENIZER, WEIGHTS):
             path = hf_hub_download(model.hub, name, revision=model.revision, local_files_only=not download)
     except LocalEntryNotFoundError as e:
         if not download:
@@ -122,13 +156,7 @@ def load(checkpoint: Checkpoint, model: config.Model) -> GPT2:
         BadInput: the checkpoint's sizes are not those of `model`, a tensor is missing, superfluous
             or of another shape, or the file is not safetensors.
     """
-    sizes = Sizes(
-        n_layer=model.n_layer,
-        n_head=model.n_head,
-        n_embd=model.n_embd,
-        vocab_size=model.vocab_size,
-        n_positions=model.n_positions,
-    )
+    sizes = sizes_of(model)
     faults = [
         f"model '{model.name}': {checkpoint.folder / CONFIG} says {key} = {found}, expected {want}; "
         f"choose the model option that fits the checkpoint, or set model.{key}={found}"
@@ -219,5 +247,5 @@ def save(net: GPT2, tokenizer: Tokenizer, folder: Path, *, dtype: torch.dtype = 
     }
     (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / TOKENIZER))
-    state = {hub_name(name): t.detach().to(dtype).contiguous().cpu() for name, t in net.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    state = {hub_name(name): t.to(dtype) for name, t in net.state_dict().items()}
+    save_tensors(folder / WEIGHTS, state, metadata={"format": "pt"})

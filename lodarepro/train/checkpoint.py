@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lodarepro.errors import BadInput
 from lodarepro.methods import trained
 from lodarepro.model import GPT2
+from lodarepro.model.weights import save_tensors
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Progress:
 
 def save(path: Path, model: GPT2, optimizer: Optimizer, progress: Progress) -> None:
     """Write parameters, optimizer and generator states and progress; replaces `path` atomically."""
-    tensors = {f"param.{name}": p.detach() for name, p in trained(model).items()}
+    tensors: dict[str, Tensor] = {f"param.{name}": p for name, p in trained(model).items()}
     for name, p in trained(model).items():
         tensors |= {f"optim.{key}.{name}": torch.as_tensor(t) for key, t in optimizer.state[p].items()}
     tensors["rng.cpu"] = torch.get_rng_state()
@@ -45,13 +45,7 @@ def save(path: Path, model: GPT2, optimizer: Optimizer, progress: Progress) -> N
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     tensors["losses"] = progress.losses
     described = {"step": progress.step, "epochs": progress.epochs, "seconds": progress.seconds}
-    partial = path.with_name(path.name + ".partial")
-    save_file(
-        {name: t.cpu().contiguous() for name, t in tensors.items()},
-        partial,
-        metadata={"progress": json.dumps(described)},
-    )
-    partial.replace(path)
+    save_tensors(path, tensors, metadata={"progress": json.dumps(described)})
 
 
 def load(path: Path, model: GPT2, optimizer: Optimizer) -> Progress | None:
@@ -80,6 +74,4 @@ def load(path: Path, model: GPT2, optimizer: Optimizer) -> Progress | None:
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
-    return Progress(
-        described["step"], tensors["losses"], epochs=described["epochs"], seconds=described["seconds"]
-    )
+    return Progress(described["step"], tensors["losses"], epochs=described["epochs"], seconds=described["seconds"])

@@ -41,16 +41,12 @@ def batch_loss(model: GPT2, batch: Batch, *, label_smoothing: float) -> Tensor:
     """
     hidden = model(batch.inputs)[batch.mask]  # (N, d)
     targets = batch.targets[batch.mask]  # (N,)
-    total = F.cross_entropy(
-        model.logits(hidden).float(), targets, reduction="sum", label_smoothing=label_smoothing
-    )
+    total = F.cross_entropy(model.logits(hidden).float(), targets, reduction="sum", label_smoothing=label_smoothing)
     return total / (len(targets) + DENOMINATOR_EPS)
 
 
 @torch.no_grad()
-def validation_loss(
-    model: GPT2, data: Encoded, settings: config.Train, protocol: config.Protocol
-) -> float:
+def validation_loss(model: GPT2, data: Encoded, settings: config.Train, protocol: config.Protocol) -> float:
     """Mean over batches of `train.valid_batch_size` of each batch's loss, without label smoothing."""
     model.eval()
     device = model.wte.weight.device
@@ -69,9 +65,7 @@ def validation_loss(
     model.train()
     means = [
         float(s.sum() / (c.sum() + DENOMINATOR_EPS))
-        for s, c in zip(
-            sums.split(settings.valid_batch_size), counts.split(settings.valid_batch_size), strict=True
-        )
+        for s, c in zip(sums.split(settings.valid_batch_size), counts.split(settings.valid_batch_size), strict=True)
     ]
     return sum(means) / len(means)
 
@@ -153,7 +147,7 @@ def train(
         for i in range(progress.step - epoch * an_epoch, an_epoch):
             step = progress.step
             rows = order[i * settings.batch_size : (i + 1) * settings.batch_size]
-            batch = collate(data, rows, max_length=protocol.max_length, loss_on=protocol.loss_on).to(device)
+            batch = collate(data, rows.tolist(), max_length=protocol.max_length, loss_on=protocol.loss_on).to(device)
             with autocast(settings, device):
                 loss = batch_loss(model, batch, label_smoothing=settings.label_smoothing)
             (loss / settings.accumulate).backward()
@@ -183,9 +177,7 @@ def train(
                 checkpoint.save(checkpoint_path, model, optimizer, progress)
                 saved = time.monotonic()
             if number is not None and (whole_update or not checkpoint_path):
-                raise Stopped(
-                    f"stopped at step {progress.step} of {total}; the same command continues", number
-                )
+                raise Stopped(f"stopped at step {progress.step} of {total}; the same command continues", number)
     progress.seconds = spent_before + time.monotonic() - began
     return progress
 
@@ -194,9 +186,13 @@ def _log(progress: Progress, total: int, epoch: int, began: float) -> None:
     recent = progress.losses[max(0, progress.step - 100) : progress.step].mean().item()
     if not recent < float("inf"):
         raise RunFailed(
-            f"the loss is {recent} around step {progress.step}: training diverged; lower train.lr "
-            "or set train.clip"
+            f"the loss is {recent} around step {progress.step}: training diverged; lower train.lr or set train.clip"
         )
     logger.info(
-        "step %d of %d (epoch %d): loss %.4f, %.0f s", progress.step, total, epoch + 1, recent, time.monotonic() - began
+        "step %d of %d (epoch %d): loss %.4f, %.0f s",
+        progress.step,
+        total,
+        epoch + 1,
+        recent,
+        time.monotonic() - began,
     )

@@ -36,9 +36,7 @@ PROTOCOL = config.Protocol(name="lora", max_length=TRAIN["config"]["seq_len"])
 
 def lora_model(weights: dict[str, torch.Tensor], described: dict[str, Any]) -> GPT2:
     """Our model with the LoRA method attached and the golden's weights in it."""
-    model = GPT2(
-        Sizes(**{f.name: described[f.name] for f in dataclasses.fields(Sizes)})
-    )
+    model = GPT2(Sizes(**{f.name: described[f.name] for f in dataclasses.fields(Sizes)}))
     renamed = {name.removeprefix("transformer."): t for name, t in weights.items() if "lora_" not in name}
     model.load_state_dict(renamed)
     method = config.Lora(rank=described["lora_r"], alpha=described["lora_alpha"], dropout=0.0)
@@ -135,9 +133,7 @@ def test_batches(b: int, expected):
     assert torch.equal(batch.mask, expected[f"batch{b}.mask"].bool())
     shifted = expected[f"batch{b}.target"].long()
     assert torch.equal(batch.targets[batch.mask], shifted[batch.mask])
-    queries = [
-        prompt(TRAIN["batches"][b][i]["context"], max_length=64, max_new_tokens=24) for i in range(4)
-    ]
+    queries = [prompt(TRAIN["batches"][b][i]["context"], max_length=64, max_new_tokens=24) for i in range(4)]
     assert [len(q) for q in queries] == expected[f"batch{b}.query_len"].tolist()
 
 
@@ -146,9 +142,7 @@ def test_logits(model, expected):
     with torch.no_grad():
         logits = model.logits(model(batch.inputs))
     real = logits.shape[1]
-    torch.testing.assert_close(
-        logits[batch.mask], expected["logits_batch0"][:, :real][batch.mask], atol=LOSS, rtol=0
-    )
+    torch.testing.assert_close(logits[batch.mask], expected["logits_batch0"][:, :real][batch.mask], atol=LOSS, rtol=0)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -176,7 +170,7 @@ def test_gradients(model, expected):
         torch.testing.assert_close(p.grad, golden, atol=GRADIENT, rtol=GRADIENT_RELATIVE)
 
 
-TRAJECTORIES = {
+TRAJECTORIES: dict[str, tuple[dict[str, Any], float]] = {
     "traj": ({}, PARAMETER),
     "traj_gradacc2_clip0.5": ({"accumulate": 2, "clip": 0.5}, PARAMETER),
     "traj_nobiascorr": ({"bias_correction": False}, PARAMETER_NO_BIAS_CORRECTION),
@@ -242,16 +236,13 @@ def test_beam_search(run: int, batch: int):
         min_length=golden.get("min_length", 0),
     )
     prompts = [
-        prompt(p, max_length=described["seq_len"], max_new_tokens=described["eval_len"])
-        for p in BEAM["prompts"]
+        prompt(p, max_length=described["seq_len"], max_new_tokens=described["eval_len"]) for p in BEAM["prompts"]
     ]
     assert prompts == BEAM["prompts_used"]
     found = [
         hypothesis
         for start in range(0, len(prompts), batch)
-        for hypothesis in search(
-            model, prompts[start : start + batch], settings, end_ids=described["eos_token_id"]
-        )
+        for hypothesis in search(model, prompts[start : start + batch], settings, end_ids=described["eos_token_id"])
     ]
     for result in golden["results"]:
         ours = found[result["prompt_index"]]

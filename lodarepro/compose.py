@@ -1,0 +1,416 @@
+"""From command-line overrides to a typed `Run`, its identity, and all that is wrong with it.
+
+Hydra composes; this module checks first, so that every fault is reported at once, one line each,
+before anything is downloaded. It and `cli.py` are the only users of Hydra.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from lodarepro import config
+from lodarepro.errors import BadInput, nearest
+from lodarepro.provenance import canonical_json
+
+PROTOCOL_VERSION = 1
+"""Raised when the same configuration and data would give other numbers."""
+
+PRIMARY = "run"
+SCHEMA = "schema"
+NOT_IDENTITY = {
+    "model": ("hub", "revision", "path"),
+    "dataset": ("files", "remote", "pins"),
+}
+"""what of a section is only a place; the checksums of what was found there are part of the identity"""
+
+
+def config_folder() -> Path:
+    """The YAML files: inside the package where it was installed, beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def register_schemas() -> None:
+    """Give Hydra the dataclasses' defaults, which the YAML files start from.
+
+    They are plain dictionaries: Hydra then refuses unknown keys, and the types are checked by
+    `to_run`, all at once. A field without a default becomes `???`.
+    """
+    # For the help page; Hydra's own list would show the schemas as choices.
+    OmegaConf.register_new_resolver("choices", _listed_choices, replace=True)
+    store = ConfigStore.instance()
+    for name, section in config.SECTIONS.items():
+        store.store(group=SCHEMA, name=name, node=_defaults(section))
+    for name, method in config.METHODS.items():
+        store.store(group=f"{SCHEMA}/method", name=name, node=_defaults(method))
+
+
+def _listed_choices() -> str:
+    return "\n".join(f"  {group}={'|'.join(options)}" for group, options in groups().items())
+
+
+def _defaults(section: type) -> dict[str, Any]:
+    hints = get_type_hints(section)
+    found: dict[str, Any] = {}
+    for f in fields(section):
+        if f.default is not MISSING:
+            found[f.name] = f.default
+        elif f.default_factory is not MISSING:
+            value = f.default_factory()
+            found[f.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        else:
+            found[f.name] = _defaults(hints[f.name]) if is_dataclass(hints[f.name]) else "???"
+    return copy.deepcopy(found)
+
+
+def groups(extra_folder: Path | None = None) -> dict[str, list[str]]:
+    """Name of each group that a user chooses from to its options."""
+    found: dict[str, set[str]] = {}
+    for root in (config_folder(), *([extra_folder] if extra_folder else [])):
+        for path in root.glob("*/*.yaml"):
+            if path.parent.name not in ("tuned", "hydra"):
+                found.setdefault(path.parent.name, set()).add(path.stem)
+    return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of overrides that was checked.
+
+    Attributes:
+        overrides: as for the command line, without sweeps.
+        run: the typed configuration.
+    """
+
+    overrides: tuple[str, ...]
+    run: config.Run
+
+
+def cells(overrides: Sequence[str], *, multirun: bool = False, extra_folder: Path | None = None) -> list[Cell]:
+    """Check the overrides of one command and compose every cell that they name.
+
+    Args:
+        overrides: as typed, `KEY=VALUE` each.
+        multirun: whether `-m` was given, which alone allows several values for a key.
+        extra_folder: the user's own configs (`--config-dir`).
+
+    Raises:
+        BadInput: with every fault found, one line each.
+    """
+    register_schemas()
+    options = groups(extra_folder)
+    faults: list[str] = []
+    parsed = _parsed(overrides, faults)
+    if not multirun:
+        faults += [
+            f"{o.input_line}: several values for one key need -m (a sweep), as in: lodarepro run -m {o.input_line}"
+            for o in parsed
+            if o.is_sweep_override()
+        ]
+        parsed = [o for o in parsed if not o.is_sweep_override()]
+    with _composer(extra_folder) as composer:
+        found = []
+        for combination in _combinations(parsed, options):
+            try:
+                found.append(Cell(tuple(combination), _checked(composer, combination, options)))
+            except BadInput as e:
+                faults += [fault for fault in e.faults if fault not in faults]
+    if faults:
+        raise BadInput(faults)
+    return found
+
+
+def _parsed(overrides: Sequence[str], faults: list[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            (override,) = parser.parse_overrides([text])
+        except HydraException:
+            faults.append(f"'{text}' can't be read as KEY=VALUE; quote values with special characters: 'key=\"a b\"'")
+            continue
+        if not _is_hydras(override) and (override.is_add() or override.is_force_add() or override.is_delete()):
+            faults.append(
+                f"'{text}': keys can't be added (+, ++) or deleted (~), as that would hide misspelt names; "
+                f"write {override.key_or_group!s}=VALUE"
+            )
+            continue
+        parsed.append(override)
+    return parsed
+
+
+def _is_hydras(override: Override) -> bool:
+    return override.key_or_group.split(".")[0].split("/")[0] == "hydra"
+
+
+def _combinations(parsed: Sequence[Override], options: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+    """The cells of a sweep, as Hydra's basic sweeper makes them: the last key varies fastest."""
+    values: list[list[str]] = []
+    for o in parsed:
+        if _is_hydras(o):
+            continue
+        if not o.is_sweep_override():
+            values.append([o.input_line or ""])
+            continue
+        value = o.value()
+        texts = (
+            value.filter(list(options.get(o.key_or_group, ())))
+            if isinstance(value, Glob)
+            else list(o.sweep_string_iterator())
+        )
+        values.append([f"{o.get_key_element()}={text}" for text in texts])
+    for combination in itertools.product(*values):
+        yield list(combination)
+
+
+Composer = Callable[[Sequence[str]], DictConfig]
+
+
+@contextmanager
+def _composer(extra_folder: Path | None) -> Iterator[Composer]:
+    """A function from overrides to a composed configuration, over our folder and the user's."""
+    search = [] if extra_folder is None else [f"hydra.searchpath=[file://{extra_folder.resolve()}]"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3", job_name=PRIMARY):
+        yield lambda overrides: hydra_compose(PRIMARY, overrides=[*search, *overrides])
+    GlobalHydra.instance().clear()
+
+
+def _checked(composer: Composer, overrides: Sequence[str], options: Mapping[str, Sequence[str]]) -> config.Run:
+    """Compose one cell; all that is wrong with it is in the error."""
+    with suppress(HydraException, OmegaConfBaseException):
+        return to_run(composer(overrides))
+    # Hydra stops at the first fault: look at each override by itself.
+    faults: list[str] = []
+    broken: set[str] = set()  # sections whose option is unknown: their keys can't be judged
+    choices, values = [], []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key not in options:
+            values.append(text)
+        elif value in options[key]:
+            choices.append(text)
+        else:
+            faults.append(f"{text}: no such {key}{nearest(value, options[key])}")
+            broken.add(key)
+    composed = _compose_or_fault(composer, choices, faults)
+    if composed is None:
+        raise BadInput(faults)
+    known = {*config.SECTIONS, "method", "seed"}
+    good = []
+    for text in values:
+        key = text.partition("=")[0]
+        section = key.split(".")[0]
+        if section in broken:
+            continue
+        if section not in known:
+            faults.append(f"{text}: no such key or choice{nearest(section, known | options.keys())}")
+        elif fault := _unknown_key(composed, key):
+            faults.append(f"{text}: {fault}")
+        else:
+            good.append(text)
+    final = _compose_or_fault(composer, [*choices, *good], faults)
+    if final is None:
+        raise BadInput(faults)
+    try:
+        run = to_run(final)
+    except BadInput as e:
+        raise BadInput([*faults, *e.faults]) from None
+    if faults:
+        raise BadInput(faults)
+    return run
+
+
+def _compose_or_fault(composer: Composer, overrides: Sequence[str], faults: list[str]) -> DictConfig | None:
+    try:
+        return composer(overrides)
+    except (HydraException, OmegaConfBaseException) as e:
+        # The reason is often in the cause; both are several lines long.
+        reason = str(e.__cause__ or e).strip().splitlines()
+        faults.append(f"{' '.join(overrides) or 'configs'}: {reason[0] if reason else type(e).__name__}")
+        return None
+
+
+def _unknown_key(composed: DictConfig, key: str) -> str | None:
+    """What is wrong with a dotted key, or None."""
+    node: Any = composed
+    path: list[str] = []
+    for part in key.split("."):
+        if not isinstance(node, DictConfig):
+            return f"'{'.'.join(path)}' has no keys of its own"
+        if part not in node:
+            where = f"'{'.'.join(path)}'" if path else "the configuration"
+            return f"no such key '{part}' in {where}{nearest(part, [str(k) for k in node])}"
+        path.append(part)
+        node = OmegaConf.select(composed, ".".join(path))
+    return None
+
+
+def to_run(composed: DictConfig) -> config.Run:
+    """Check types and closedness of a composed configuration and build the `Run`.
+
+    Raises:
+        BadInput: with every fault found, one line each.
+    """
+    faults: list[str] = []
+    try:
+        tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as e:
+        raise BadInput(f"configuration: {str(e).splitlines()[0]}") from None
+    assert isinstance(tree, dict)
+    sections: dict[str, Any] = {}
+    for name in sorted(tree.keys() - {*config.SECTIONS, "method", "seed", "hydra"}):
+        faults.append(f"{name}: no such section{nearest(str(name), [*config.SECTIONS, 'method', 'seed'])}")
+    types = dict(config.SECTIONS)
+    chosen = tree["method"].get("name")
+    if chosen in config.METHODS:
+        types["method"] = config.METHODS[chosen]
+    else:
+        faults.append(f"method.name={chosen}: no such method{nearest(str(chosen), config.METHODS)}")
+    for name, section in types.items():
+        sections[name] = _typed(tree[name], section, name, faults)
+    seed = _typed(tree["seed"], int, "seed", faults)
+    if faults:
+        raise BadInput(faults)
+    run = config.Run(**sections, seed=seed)
+    if faults := _combined_faults(run):
+        raise BadInput(faults)
+    return run
+
+
+def _typed(value: Any, wanted: type, where: str, faults: list[str]) -> Any:
+    _unknown_fields(value, wanted, where, faults)
+    try:
+        # As JSON, where strictness still takes an integer for a float and a list for a tuple.
+        return TypeAdapter(wanted).validate_json(json.dumps(value), strict=True)
+    except ValidationError as e:
+        for error in e.errors():
+            path = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])
+            if error["input"] == "???":
+                faults.append(f"{path}: a value is needed; give {path}=VALUE")
+            else:
+                message = error["msg"][0].lower() + error["msg"][1:]
+                faults.append(f"{path}={_shown(error['input'])}: {message}")
+    return None
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _unknown_fields(value: Any, wanted: Any, where: str, faults: list[str]) -> None:
+    if not is_dataclass(wanted) or not isinstance(value, dict):
+        return
+    hints = get_type_hints(wanted)
+    for key in value:
+        if key in hints:
+            _unknown_fields(value[key], hints[key], f"{where}.{key}", faults)
+        else:
+            faults.append(f"{where}.{key}: no such key in '{where}'{nearest(str(key), hints)}")
+
+
+def _combined_faults(run: config.Run) -> list[str]:
+    """What no single value is wrong with."""
+    faults = []
+    if run.model.n_embd % run.model.n_head:
+        faults.append(f"model.n_head={run.model.n_head} does not divide model.n_embd={run.model.n_embd}")
+    if run.protocol.max_length > run.model.n_positions:
+        faults.append(
+            f"protocol.max_length={run.protocol.max_length} exceeds the model's {run.model.n_positions} positions; "
+            f"set protocol.max_length={run.model.n_positions} or less"
+        )
+    if run.decode.max_new_tokens >= run.protocol.max_length:
+        faults.append(
+            f"decode.max_new_tokens={run.decode.max_new_tokens} leaves no room for a prompt in "
+            f"protocol.max_length={run.protocol.max_length}"
+        )
+    if run.decode.beam > run.model.vocab_size:
+        faults.append(f"decode.beam={run.decode.beam} exceeds the vocabulary of {run.model.vocab_size}")
+    targets = getattr(run.method, "targets", None)
+    if targets is not None and (not targets or len(set(targets)) < len(targets)):
+        faults.append(f"method.targets={_shown(list(targets))}: name at least one target, each once")
+    return faults
+
+
+def plain(run: config.Run) -> dict[str, Any]:
+    """The run as JSON would hold it."""
+    return json.loads(json.dumps(asdict(run)))
+
+
+def from_plain(tree: Mapping[str, Any]) -> config.Run:
+    """The run that `plain` described, checked as any other.
+
+    Raises:
+        BadInput: it does not fit this version's configuration.
+    """
+    return to_run(OmegaConf.create(dict(tree)))
+
+
+REDECODE_SECTIONS = ("decode", "model", "data", "runtime")
+
+
+def changed(run: config.Run, overrides: Sequence[str]) -> config.Run:
+    """A finished run's configuration with other settings of its decoding, or other places.
+
+    Raises:
+        BadInput: an override is none of `decode.*`, `model.path`, `data.*` and `runtime.*`, or unfit.
+    """
+    faults: list[str] = []
+    tree = OmegaConf.create(plain(run))
+    for o in _parsed(overrides, faults):
+        section = o.key_or_group.split(".")[0]
+        if section not in REDECODE_SECTIONS or (section == "model" and o.key_or_group != "model.path"):
+            faults.append(
+                f"{o.input_line}: a finished run's training can't change; give decode.KEY=VALUE "
+                "(or model.path, data.*, runtime.* for this machine)"
+            )
+        elif fault := _unknown_key(tree, o.key_or_group):
+            faults.append(f"{o.input_line}: {fault}")
+        else:
+            OmegaConf.update(tree, o.key_or_group, o.value())
+    if faults:
+        raise BadInput(faults)
+    return to_run(tree)
+
+
+def identity(run: config.Run, checksums: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides a run's numbers and nothing else.
+
+    Args:
+        run: the configuration; its paths, results folder and runtime are left out.
+        checksums: SHA-256 of each data split's file and of the base model's weights.
+    """
+    described = plain(run)
+    for name in ("data", "results", "runtime"):
+        del described[name]
+    for section, places in NOT_IDENTITY.items():
+        for place in places:
+            del described[section][place]
+    return {**described, "checksums": dict(checksums), "protocol_version": PROTOCOL_VERSION}
+
+
+def run_id(run: config.Run, checksums: Mapping[str, str]) -> str:
+    """A readable name plus the first 12 digits of the SHA-256 of the identity's canonical JSON."""
+    digest = hashlib.sha256(canonical_json(identity(run, checksums)).encode()).hexdigest()[:12]
+    rank = getattr(run.method, "rank", None)
+    method = run.method.name if rank is None else f"{run.method.name}-r{rank}"
+    return f"{run.dataset.name}_{run.model.name}_{method}_{run.protocol.name}_s{run.seed}_{digest}"

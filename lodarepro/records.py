@@ -1,0 +1,175 @@
+"""What a run leaves: `record.json`, its hypotheses and references, what was trained.
+
+Layout of a run's folder (results/README.md says what is promised):
+
+    record.json              everything below, written last and atomically
+    adapter.safetensors      what was trained, with its base model's name and hash
+    evaluations/<name>.jsonl one segment a line: context, references, hypothesis, subset, log score
+    steps.csv                step, learning rate and loss of every training step
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lodarepro.errors import BadInput
+from lodarepro.scores import Score
+
+SCHEMA = 1
+"""Raised when a reader of old records would misread new ones."""
+
+RECORD, ADAPTER, STEPS, EVALUATIONS = "record.json", "adapter.safetensors", "steps.csv", "evaluations"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One test segment as it was decoded.
+
+    Attributes:
+        context: the input text.
+        references: its reference texts.
+        hypothesis: the text decoded for it.
+        subset: `seen`, `unseen` or None.
+        log_score: the search's normalised score.
+        finished: whether the hypothesis ended by itself.
+    """
+
+    context: str
+    references: tuple[str, ...]
+    hypothesis: str
+    subset: str | None
+    log_score: float
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one decoding of one checkpoint on one split or subset of it.
+
+    Attributes:
+        checkpoint: `last`, `best` or `epoch-N`.
+        decode: settings of the search.
+        split: `test` or `valid`.
+        subset: `all`, or a label of the dataset (`seen`, `unseen`).
+        hypotheses: file in the run's folder that the scores are derived from.
+        segments: segments scored.
+        scores: metric key to score.
+        val_loss: validation loss of that checkpoint, nats a token.
+    """
+
+    checkpoint: str
+    decode: dict[str, Any]
+    split: str
+    subset: str
+    hypotheses: str
+    segments: int
+    scores: dict[str, Score]
+    val_loss: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run.
+
+    Attributes:
+        id: the run id.
+        config: the whole configuration.
+        identity: what the id is the hash of.
+        provenance: code, packages, machine, data and weights, times.
+        parameters: `trainable` and `total` counts.
+        training: epochs with validation losses, steps, seconds.
+        evaluations: at least one.
+        schema: of this file.
+    """
+
+    id: str
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
+    parameters: dict[str, int]
+    training: dict[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    schema: int = field(default=SCHEMA)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: a reader sees the old content or the new, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write(folder: Path, record: Record) -> None:
+    """Write a run's `record.json`."""
+    text = json.dumps(asdict(record), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder / RECORD, text + "\n")
+
+
+def read(folder: Path) -> Record | None:
+    """The record in a run's folder, or None where the run is not finished.
+
+    Raises:
+        BadInput: it is corrupt, or of another schema.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        schema = tree["schema"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise BadInput(f"{path} is not a record ({e}); delete it to run again, what was trained is kept") from None
+    if schema != SCHEMA:
+        raise BadInput(f"{path} has schema {schema}, this version reads {SCHEMA}; use the version that wrote it")
+    tree["evaluations"] = tuple(
+        Evaluation(**{**e, "scores": {key: _score(s) for key, s in e["scores"].items()}}) for e in tree["evaluations"]
+    )
+    return Record(**tree)
+
+
+def _score(tree: dict[str, Any]) -> Score:
+    segments = tree.pop("segments")
+    return Score(**tree, segments=None if segments is None else tuple(segments))
+
+
+def write_decoded(path: Path, decoded: Iterable[Decoded]) -> None:
+    """Write hypotheses with their references, one segment a line."""
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, "".join(json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in decoded))
+
+
+def read_decoded(path: Path) -> list[Decoded]:
+    """Read what `write_decoded` wrote.
+
+    Raises:
+        BadInput: the file is missing or a line is corrupt.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as e:
+        raise BadInput(f"{path} can't be read ({e.strerror}); decode the run again") from None
+    found = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            tree = json.loads(line)
+            found.append(Decoded(**{**tree, "references": tuple(tree["references"])}))
+        except (ValueError, TypeError, KeyError) as e:
+            raise BadInput(f"{path}, line {number} is not a decoded segment ({e}); decode the run again") from None
+    return found
+
+
+def write_steps(path: Path, rates: Sequence[float], losses: Sequence[float]) -> None:
+    """Write learning rate and loss of every step."""
+    lines = [f"{i},{lr:.9g},{loss:.9g}" for i, (lr, loss) in enumerate(zip(rates, losses, strict=True))]
+    write_text(path, "\n".join(["step,lr,loss", *lines]) + "\n")

@@ -1,0 +1,118 @@
+"""Pretraining in small: resumes to the same bits, and writes what `transformers` loads."""
+
+import gzip
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from lodarepro.model.gpt2 import Sizes
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def pretrain_nano() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(SCRIPTS))  # it imports its neighbour
+    spec = importlib.util.spec_from_file_location("pretrain_nano", SCRIPTS / "pretrain_nano.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_threads_afterwards() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "books.txt.gz"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for i in range(120):
+            file.write(f"It was the night of the {i}th, and the old man sat by the sea and said nothing.\n")
+    return path
+
+
+@pytest.fixture
+def small(pretrain_nano: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(pretrain_nano, "TOKENIZER_DOCUMENTS", 200)
+    monkeypatch.setattr(pretrain_nano, "EVAL_ROWS", 2)
+    monkeypatch.setattr(pretrain_nano, "EVAL_PROMPTS", 6)
+    sizes = Sizes(n_layer=1, n_head=2, n_embd=16, vocab_size=400, n_positions=64)
+    return pretrain_nano.Settings(steps=6, seed=5, threads=1, sizes=sizes, book_rows=1, kv_rows=2, warmup=2, bf16=False)
+
+
+def run(module: ModuleType, settings: Any, *, corpus: Path, folder: Path) -> Path:
+    out = folder / "out"
+    module.pretrain(settings, corpus=corpus, out=out, work=folder / "work", every=2)
+    return out
+
+
+def test_interrupted_run_ends_with_the_same_bits(
+    pretrain_nano: ModuleType, small: Any, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(pretrain_nano, small, corpus=corpus, folder=tmp_path / "whole")
+
+    def interrupted(step: int, settings: Any) -> float:
+        if step == 3:
+            raise KeyboardInterrupt
+        return learning_rate(step, settings)
+
+    learning_rate = pretrain_nano.learning_rate
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain_nano, "learning_rate", interrupted)
+        run(pretrain_nano, small, corpus=corpus, folder=tmp_path / "parts")
+    resumed = run(pretrain_nano, small, corpus=corpus, folder=tmp_path / "parts")
+    for file in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes()
+    log = [json.loads(line) for line in (tmp_path / "parts" / "work" / "log.jsonl").open()]
+    assert [entry["step"] for entry in log] == [2, 4, 6]
+    assert {"train", "books", "kv", "kv_text", "tokens_per_second"} <= log[0].keys()
+
+
+def test_transformers_loads_the_result(pretrain_nano: ModuleType, small: Any, corpus: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    out = run(pretrain_nano, small, corpus=corpus, folder=tmp_path)
+    net = transformers.GPT2LMHeadModel.from_pretrained(out, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert net.config.resid_pdrop == net.config.embd_pdrop == net.config.attn_pdrop == 0.0
+    assert len(tokenizer) == net.config.vocab_size == small.sizes.vocab_size
+    assert net.config.eos_token_id == net.config.bos_token_id == tokenizer.eos_token_id
+    assert tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id) == "<|endoftext|>"
+    assert len(tokenizer("\n\n")["input_ids"]) == 1
+    text = "ship : Ovenna Tal | crew size : 212\n\nÆther — 'tis done ."
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    with torch.no_grad():
+        assert net(torch.tensor([tokenizer(text)["input_ids"]])).logits.isfinite().all()
+    assert "seed | 5" in (out / "README.md").read_text()
+
+
+def test_missing_corpus_is_one_line(
+    pretrain_nano: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "none.txt.gz"
+    status = pretrain_nano.main(["--corpus", str(missing), "--out", str(tmp_path / "out")])
+    assert status == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(missing) in error and "No such file" in error
+
+
+def test_checkpoint_of_other_settings_is_refused(
+    pretrain_nano: ModuleType, small: Any, corpus: Path, tmp_path: Path
+) -> None:
+    run(pretrain_nano, small, corpus=corpus, folder=tmp_path)
+    other = pretrain_nano.dataclasses.replace(small, seed=6)
+    with pytest.raises(pretrain_nano.BadInput, match="other settings"):
+        run(pretrain_nano, other, corpus=corpus, folder=tmp_path)

@@ -1,0 +1,107 @@
+"""TER: hand-counted edits, and a plain implementation of the definition."""
+
+import itertools
+import random
+
+import pytest
+
+from lodarepro.metrics.segments import Segments
+from lodarepro.metrics.ter import ter
+
+
+def of(hypothesis: str, *references: str) -> float:
+    return ter(Segments((hypothesis,), (references,)), [[0]])[0].value
+
+
+def levenshtein(left: list[str], right: list[str]) -> int:
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left, start=1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(right, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
+
+
+def plain_ter(hypothesis: str, reference: str) -> float:
+    """The definition word for word: each candidate shift is made and measured."""
+    words, target, shifts = hypothesis.split(), reference.split(), 0
+    while True:
+        candidates = []
+        for i, j in itertools.product(range(len(words)), range(len(target))):
+            span = 0
+            while i + span < len(words) and j + span < len(target) and words[i + span] == target[j + span]:
+                span += 1
+            if span and i != j:
+                rest = words[:i] + words[i + span :]
+                moved = rest[:j] + words[i : i + span] + rest[j:]
+                candidates.append((-levenshtein(moved, target), moved))
+        best = max(candidates, default=(-len(words) - len(target), words))
+        if -best[0] >= levenshtein(words, target):
+            return (shifts + levenshtein(words, target)) / len(target)
+        shifts, words = shifts + 1, best[1]
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "reference", "edits", "length"),
+    [
+        ("the cat sat", "the cat sat", 0, 3),
+        ("", "the cat sat", 3, 3),
+        ("dog", "the cat sat", 3, 3),  # one substitution, two insertions
+        ("the big cat sat", "the cat sat", 1, 3),
+        ("cat the", "the cat", 1, 2),  # one shift instead of two substitutions
+        ("c d a b", "a b c d", 1, 4),  # a span of two words shifted as one
+        ("c d a x", "a b c d", 2, 4),  # that shift, then a substitution
+        ("Großes Café", "großes Café", 1, 2),
+        # Snover et al. (2006), section 3.1: two shifts and two edits of words against 13 words.
+        (
+            "THIS WEEK THE SAUDIS denied information published in the new york times",
+            "SAUDI ARABIA denied THIS WEEK information published in the AMERICAN new york times",
+            4,
+            13,
+        ),
+    ],
+)
+def test_hand_counted(hypothesis: str, reference: str, edits: int, length: int) -> None:
+    assert of(hypothesis, reference) == edits / length
+
+
+def test_best_reference_counts_whatever_the_order() -> None:
+    references = ["a b c d e f", "a x", "a b c", "a b c d"]
+    for order in itertools.permutations(references):
+        assert of("a b c x", *order) == 1 / 4
+
+
+def test_a_repeated_reference_changes_nothing() -> None:
+    assert of("a x", "a b c", "a b", "a b c", "a b c") == of("a x", "a b c", "a b") == 0.5
+
+
+def test_an_empty_reference_counts_one() -> None:
+    assert of("a b c", "") == 1.0
+    assert of("a b c d e", "", "x") == 1.0
+    assert of("a b c d", "", "a b c x") == 0.25
+
+
+def test_mean_of_each_group() -> None:
+    segments = Segments(("a b", "b a", ""), (("a b",), ("a b",), ("a",)))
+    whole, part = ter(segments, [[0, 1, 2], [1]])
+    assert (whole.value, whole.segments) == (0.5, (0.0, 0.5, 1.0))
+    assert (part.value, part.segments) == (0.5, (0.5,))
+
+
+def test_against_the_definition() -> None:
+    draw = random.Random(0)
+    for _ in range(400):
+        vocabulary = "a b c d e f g h"[: draw.choice([3, 5, 15])].split()
+        reference = " ".join(draw.choices(vocabulary, k=draw.randint(1, 9)))
+        other = " ".join(draw.choices(vocabulary, k=draw.randint(1, 9)))
+        hypothesis = " ".join(draw.choices(vocabulary, k=draw.randint(0, 9)))
+        assert of(hypothesis, reference) == plain_ter(hypothesis, reference), (hypothesis, reference)
+        expected = min(plain_ter(hypothesis, reference), plain_ter(hypothesis, other))
+        assert of(hypothesis, reference, other) == expected, (hypothesis, reference, other)
+
+
+def test_longer_than_a_machine_word() -> None:
+    reference = [f"w{i}" for i in range(90)]
+    hypothesis = reference[50:] + reference[:40]
+    # One shift, then ten words are missing.
+    assert of(" ".join(hypothesis), " ".join(reference)) == 11 / 90

@@ -1,0 +1,79 @@
+"""The pretraining corpus: deterministic, true to its contexts, and apart from the data it prepares for."""
+
+import importlib.util
+import random
+import sys
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Keys of E2E (in the papers' and in the original spelling) and of mini.
+RESERVED = {
+    *("name", "type", "eattype", "food", "price", "pricerange", "customer rating", "area", "near"),
+    *("family friendly", "familyfriendly"),
+    *("region", "length", "climb", "difficulty", "highlight", "season", "dogs"),
+}
+
+
+@pytest.fixture(scope="module")
+def kv_corpus() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("kv_corpus", ROOT / "scripts" / "kv_corpus.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def draw(kv_corpus: ModuleType, *, seed: int, count: int) -> list:
+    return list(islice(kv_corpus.documents(random.Random(seed)), count))
+
+
+def test_deterministic(kv_corpus: ModuleType) -> None:
+    assert draw(kv_corpus, seed=3, count=200) == draw(kv_corpus, seed=3, count=200)
+    assert draw(kv_corpus, seed=3, count=200) != draw(kv_corpus, seed=4, count=200)
+
+
+def test_every_value_is_in_the_text(kv_corpus: ModuleType) -> None:
+    for document in draw(kv_corpus, seed=0, count=5000):
+        for value in document.values:
+            assert value.casefold() in document.text.casefold(), document
+
+
+def test_every_value_is_in_the_context(kv_corpus: ModuleType) -> None:
+    for document in draw(kv_corpus, seed=1, count=2000):
+        for value in document.values:
+            assert value.replace(" ", "_") in document.context.replace(" ", "_"), document
+
+
+def test_form(kv_corpus: ModuleType) -> None:
+    documents = draw(kv_corpus, seed=2, count=2000)
+    for document in documents:
+        fields = [field.split(" : ") for field in document.context.split(" | ")]
+        assert {len(field) for field in fields} in ({2}, {3}), document
+        assert document.text.endswith(".") and not document.text[0].islower(), document
+        assert "{" not in document.text and "\n" not in document.context + document.text, document
+    spaced = sum(document.text.endswith(" .") for document in documents)
+    assert 0.4 < spaced / len(documents) < 0.6
+    triples = sum(len(document.context.split(" | ")[0].split(" : ")) == 3 for document in documents)
+    assert 0.25 < triples / len(documents) < 0.42
+
+
+def test_no_key_of_e2e_or_mini(kv_corpus: ModuleType) -> None:
+    assert len(kv_corpus.DOMAINS) >= 12
+    domains = (*kv_corpus.DOMAINS, *kv_corpus.SECONDARY.values())
+    keys = {key for domain in domains for key in domain.keys}
+    keys |= {key for domain in domains for attr in domain.attrs for key in attr.keys}
+    assert not {key.casefold() for key in keys} & RESERVED
+    assert not {domain.noun for domain in domains} & {"restaurant", "pub", "coffee shop", "trail", "walk"}
+
+
+def test_every_attribute_can_be_stated(kv_corpus: ModuleType) -> None:
+    for domain in (*kv_corpus.DOMAINS, *kv_corpus.SECONDARY.values()):
+        for attr in domain.attrs:
+            assert attr.says or attr.answers or attr.adjective, (domain.noun, attr.keys)
+            for template in (*attr.says, *attr.adjunct):
+                assert template.count("{}") == 1, template
