@@ -12,6 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+TEXT = """\
+name : Ovenna Tal | food : Thai | area : riverside | near : Café Lune
+Ovenna Tal is a Thai place by the riverside, near Café Lune.
+name : The Mill | type : pub | price range : cheap
+The Mill is a cheap pub.
+"""
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -19,4 +26,35 @@ def shared() -> Path:
     folder = Path(os.environ.get("LODAREPRO_SHARED", ROOT.parent / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the reference material in {folder} (or in $LODAREPRO_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in Hugging Face layout: a random GPT-2 of two blocks and a byte-level BPE of 299 entries.
+
+    Its weights are those of GPT-2's initialisation; all end tokens of the protocols are one token.
+    Session-wide: copy it before changing anything.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from lodarepro.model import GPT2, Sizes
+    from lodarepro.model.weights import save
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=298,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
+    tokenizer.add_tokens(["\n\n"])
+    net = GPT2(Sizes(n_layer=2, n_head=2, n_embd=32, vocab_size=tokenizer.get_vocab_size(), n_positions=512))
+    net.initialise(torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("models") / "gpt2-tiny"
+    save(net, tokenizer, folder)
     return folder

@@ -20,6 +20,7 @@ from torch import Tensor
 from lodarepro.errors import BadInput
 from lodarepro.model import GPT2
 from lodarepro.model.weights import save_tensors
+from lodarepro.provenance import canonical_json
 
 FORMAT = "lodarepro-adapter-1"
 
@@ -54,13 +55,9 @@ def save_adapter(model: GPT2, path: Path, *, method: Any, base: str, base_sha256
         base: name of the base model.
         base_sha256: SHA-256 of its weights file.
     """
-    metadata = {
-        "format": FORMAT,
-        "method": json.dumps(asdict(method), sort_keys=True),
-        "base": base,
-        "base_sha256": base_sha256,
-    }
-    save_tensors(path, trained(model), metadata=metadata)
+    # One entry: the library writes several in a random order, and equal adapters should be equal files.
+    described = {"method": asdict(method), "base": base, "base_sha256": base_sha256}
+    save_tensors(path, trained(model), metadata={FORMAT: json.dumps(described, sort_keys=True)})
 
 
 def load_adapter(model: GPT2, path: Path, *, method: Any, base: str, base_sha256: str) -> None:
@@ -71,11 +68,11 @@ def load_adapter(model: GPT2, path: Path, *, method: Any, base: str, base_sha256
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as e:
+    except (SafetensorError, OSError, ValueError) as e:
         raise BadInput(f"adapter {path} can't be read ({e}); train it again") from None
-    if metadata.get("format") != FORMAT or not metadata.get("base") or not metadata.get("base_sha256"):
+    if not metadata.get("base") or not metadata.get("base_sha256"):
         raise BadInput(
             f"adapter {path} does not name its base model and that model's weight hash, so it can't be "
             "used: on another base it would decode noise; train it again with lodarepro"
@@ -85,10 +82,11 @@ def load_adapter(model: GPT2, path: Path, *, method: Any, base: str, base_sha256
             f"adapter {path} was trained on {metadata['base']} (weights sha256 {metadata['base_sha256'][:12]}), "
             f"but the model given is {base} (sha256 {base_sha256[:12]}); give that base model (model=, model.path=)"
         )
-    if json.loads(metadata["method"]) != json.loads(json.dumps(asdict(method))):
+    wanted_method = json.loads(json.dumps(asdict(method)))
+    if metadata["method"] != wanted_method:
         raise BadInput(
-            f"adapter {path} holds {metadata['method']}, but the run's method is "
-            f"{json.dumps(asdict(method), sort_keys=True)}; give the adapter's own method and options"
+            f"adapter {path} holds {canonical_json(metadata['method'])}, but the run's method is "
+            f"{canonical_json(wanted_method)}; give the adapter's own method and options"
         )
     ours = trained(model)
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}

@@ -121,7 +121,12 @@ def _checked(model: config.Model, folder: Path, origin: str) -> Checkpoint:
 
 def _from_hub(model: config.Model, *, download: bool) -> Path | None:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     assert model.hub is not None
     name = CONFIG
@@ -136,7 +141,7 @@ def _from_hub(model: config.Model, *, download: bool) -> Path | None:
             f"({_first_line(e.__cause__ or e)}); give model.path=FOLDER with its files, use the embedded "
             "model (model=gpt2-nano), or run where there is network"
         ) from None
-    except (EntryNotFoundError, HfHubHTTPError, OSError) as e:
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as e:
         raise BadInput(
             f"model '{model.name}': {name} of {model.hub} at {model.revision} could not be downloaded "
             f"({_first_line(e)}); give model.path=FOLDER with its files"
@@ -157,9 +162,12 @@ def load(checkpoint: Checkpoint, model: config.Model) -> GPT2:
             or of another shape, or the file is not safetensors.
     """
     sizes = sizes_of(model)
+    where = f"model '{model.name}': {checkpoint.folder / CONFIG}"
     faults = [
-        f"model '{model.name}': {checkpoint.folder / CONFIG} says {key} = {found}, expected {want}; "
+        f"{where} says {key} = {found}, expected {want}; "
         f"choose the model option that fits the checkpoint, or set model.{key}={found}"
+        if found is not None
+        else f"{where} lacks {key}, expected {want}; fetch it again"
         for key, found, want in _unlike(checkpoint.folder, sizes)
     ]
     if faults:
@@ -180,8 +188,10 @@ def load(checkpoint: Checkpoint, model: config.Model) -> GPT2:
 def _unlike(folder: Path, sizes: Sizes) -> list[tuple[str, object, int]]:
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}")
     except ValueError as e:
-        raise BadInput(f"{folder / CONFIG} is not JSON ({_first_line(e)}); fetch it again") from None
+        raise BadInput(f"{folder / CONFIG} is not a JSON object ({_first_line(e)}); fetch it again") from None
     return [(key, found.get(key), want) for key, want in asdict(sizes).items() if found.get(key) != want]
 
 
@@ -204,7 +214,8 @@ def _state(tensors: dict[str, torch.Tensor], net: GPT2, path: Path) -> dict[str,
     ]
     if faults:
         raise BadInput(sorted(faults))
-    return {name: t.float() for name, t in found.items()}
+    # A copy: the tensors are a mapping of the file, which must not reach into the model when it changes.
+    return {name: t.to(torch.float32, copy=True) for name, t in found.items()}
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

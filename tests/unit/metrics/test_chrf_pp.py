@@ -45,10 +45,11 @@ def test_orders_that_no_text_has_count_nothing() -> None:
 
 
 def test_orders_that_the_reference_lacks_do_not_lower_precision() -> None:
-    # Against "a b" no hypothesis n-gram of three characters is counted: 2 of 3 and 1 of 2 are right.
-    characters = [f2(2 / 3, 1), f2(1 / 2, 1)]
-    words = [f2(2 / 3, 1), f2(1 / 2, 1)]
-    assert of("a b c", "a b") == pytest.approx(sum(characters + words) / 8)
+    # "a" has no pairs, so those of "abc" are not counted: one of one pair is right, not one of three.
+    value = figure(["abc", "xy"], [["a"], ["xy"]]).value
+    characters = [f2(3 / 5, 1), 1]
+    words = [f2(1 / 2, 1 / 2)]
+    assert value == pytest.approx(sum(characters + words) / 8)
 
 
 def test_one_mark_is_split_off_a_word() -> None:

@@ -101,7 +101,7 @@ def test_much_text_both_ways_does_not_block(fake_java: Callable[..., Path]) -> N
 
 
 def test_a_conversation_ends_with_its_block(fake_java: Callable[..., Path]) -> None:
-    fake_java("exec cat")
+    fake_java("exec sleep 600")  # busy: it would not end for want of input
     with pytest.raises(KeyError), java.conversation("x", []) as conversation:
         process = conversation._process
         raise KeyError

@@ -1,0 +1,363 @@
+"""The whole pipeline through the command line, on a tiny random model and the embedded data."""
+
+import hashlib
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lodarepro import records
+from lodarepro.cli import main
+
+SETTINGS = [
+    "method=lora",
+    "method.rank=2",
+    "train.epochs=4",
+    "train.warmup_steps=2",
+    "decode.max_new_tokens=12",
+    "dataset=mini",
+    "dataset.limit.train=160",
+    "dataset.limit.valid=12",
+    "dataset.limit.test=6",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the user's caches, or reaches beyond this machine."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LODAREPRO_CACHE", str(folder / "cache"))
+        patch.setenv("HF_HOME", str(folder / "hub"))
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        yield
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_model: Path) -> list[str]:
+    """Overrides of a run that takes seconds (scoring aside), but for `results.root`."""
+    sizes = json.loads((tiny_model / "config.json").read_text())
+    return [
+        "model=gpt2-nano",
+        f"model.path={tiny_model}",
+        *(f"model.{key}={sizes[key]}" for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")),
+        *SETTINGS,
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of one finished run, which no test may change, and what the command printed."""
+    root = tmp_path_factory.mktemp("finished") / "results"
+    done = subprocess.run(
+        [sys.executable, "-m", "lodarepro.cli", "run", *settings, f"results.root={root}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (root / "runs").iterdir()
+    return folder, done.stdout
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """A finished run in this test's results, to change."""
+    folder, _ = finished
+    return Path(shutil.copytree(folder, tmp_path / "results" / "runs" / folder.name))
+
+
+@pytest.fixture
+def cell(settings: list[str], tmp_path: Path) -> list[str]:
+    """The finished run's overrides, with results of this test's own."""
+    return [*settings, f"results.root={tmp_path / 'results'}"]
+
+
+def run_folders(root: Path) -> list[Path]:
+    return sorted((root / "results" / "runs").iterdir())
+
+
+def command(*arguments: str, **changes: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lodarepro.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **changes,
+    )
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_run_leaves_a_record(finished):
+    folder, table = finished
+    record = records.read(folder)
+    assert record is not None
+    assert record.id == folder.name
+    assert folder.name.startswith("mini_gpt2-nano_lora-r2_lora_s1_")
+    assert record.parameters["trainable"] == 2 * 2 * (2 * 32 * 2)  # L x {q, v} x 2 d r
+    assert record.training["steps"] == 4 * 160 // 8
+    assert [e["epoch"] for e in record.training["epochs"]] == [1, 2, 3, 4]
+    (evaluation,) = record.evaluations
+    assert (evaluation.checkpoint, evaluation.split, evaluation.subset) == ("last", "test", "all")
+    assert list(evaluation.scores) == ["bleu", "nist", "meteor", "rouge_l", "cider"]
+    assert all(score.signature for score in evaluation.scores.values())
+    assert f"{record.training['epochs'][-1]['val_loss']:.3f}" in table
+    for part in ("code", "packages", "machine", "data", "base_model", "device"):
+        assert record.provenance[part]
+    data = record.provenance["data"]
+    assert {split: data[split]["origin"] for split in data} == dict.fromkeys(("train", "valid", "test"), "embedded")
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {"record.json", "adapter.safetensors", "steps.csv", "evaluations/last-test.jsonl", ".lock"}
+    steps = (folder / "steps.csv").read_text().splitlines()
+    assert steps[0] == "step,lr,loss"
+    assert len(steps) == 1 + record.training["steps"]
+    assert len(records.read_decoded(folder / evaluation.hypotheses)) == evaluation.segments == 6
+
+
+def test_the_scores_follow_from_the_folder_alone(copied, finished, capsys):
+    """A record that was tampered with is brought back to what its hypotheses say."""
+    before = records.read(copied)
+    assert before is not None
+    tampered = json.loads((copied / "record.json").read_text())
+    tampered["evaluations"][0]["scores"]["bleu"]["value"] = 0.999
+    (copied / "record.json").write_text(json.dumps(tampered))
+    assert main(["score", str(copied)]) == 0
+    assert capsys.readouterr().out.strip() == finished[1].partition("\n\nrecords")[0].strip()
+    assert records.read(copied) == before
+
+
+def test_a_finished_run_is_not_repeated(cell, copied, finished, capsys):
+    before = (copied / "record.json").stat().st_mtime_ns
+    assert main(["run", *cell, "runtime.decode_batch=3"]) == 0  # no part of the identity
+    table = capsys.readouterr().out.partition("\n\nrecords")[0]
+    assert table == finished[1].partition("\n\nrecords")[0]
+    assert (copied / "record.json").stat().st_mtime_ns == before
+
+
+def test_a_killed_run_continues_to_the_same_bits(cell, tmp_path, finished):
+    whole, _ = finished
+    killed = command("run", *cell, "runtime.checkpoint_minutes=0.0001")
+    folder = tmp_path / "results" / "runs" / whole.name
+    wait_for(folder / "checkpoint.safetensors", killed)
+    killed.kill()
+    killed.wait()
+    assert not (folder / "record.json").exists()
+
+    assert main(["run", *cell]) == 0
+    assert digest(folder / "adapter.safetensors") == digest(whole / "adapter.safetensors")
+    assert (folder / "steps.csv").read_bytes() == (whole / "steps.csv").read_bytes()
+    hypotheses = "evaluations/last-test.jsonl"
+    assert (folder / hypotheses).read_bytes() == (whole / hypotheses).read_bytes()
+    one, other = records.read(folder), records.read(whole)
+    assert one is not None
+    assert other is not None
+    assert one.evaluations == other.evaluations
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    began = time.monotonic()
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() - began < seconds
+        time.sleep(0.01)
+
+
+def test_a_stopped_run_says_so_and_nobody_else_works_on_it(cell, tmp_path, capsys):
+    long = [*cell, "train.epochs=400"]
+    process = command("run", *long, "runtime.checkpoint_minutes=0.0001")
+    while not list((tmp_path / "results" / "runs").glob("*/checkpoint.safetensors")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+    assert main(["run", *long]) == 1
+    assert "another process is at work on" in capsys.readouterr().err
+
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command continues" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    (folder,) = run_folders(tmp_path)
+    assert (folder / "checkpoint.safetensors").exists()
+    assert not (folder / "record.json").exists()
+
+
+def test_a_sweep_does_every_cell_and_reports_those_that_fail(cell, copied, tmp_path, capsys):
+    status = main(["run", "-m", *cell, "train.lr=2e-4,1e30"])
+    shown = capsys.readouterr()
+    assert status == 1
+    assert "1 of 2 cells finished" in shown.out
+    (fault,) = [line for line in shown.err.splitlines() if line.startswith("lodarepro:")]
+    assert "train.lr=1e30" in fault
+    assert "training diverged" in fault
+    finished = [folder for folder in run_folders(tmp_path) if (folder / "record.json").exists()]
+    assert finished == [copied]
+
+
+def test_what_is_missing_is_said_in_one_line_with_the_ways_out(tmp_path, capsys):
+    began = time.monotonic()
+    status = main(["run", "dataset=e2e", "data.base_url=http://127.0.0.1:9", f"results.root={tmp_path / 'results'}"])
+    assert status == 2
+    assert time.monotonic() - began < 30
+    (line,) = capsys.readouterr().err.splitlines()
+    for part in (
+        "the data of e2e (train.txt, valid.txt, test.txt",
+        "the weights of openai-community/gpt2-medium",
+        "data.root=FOLDER",
+        "model.path=FOLDER",
+        "model=gpt2-nano dataset=mini",
+        "another machine",
+    ):
+        assert part in line
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["model.path=nowhere"], ["nowhere lacks config.json, model.safetensors, tokenizer.json", "no such folder"]),
+        (["model.n_layer=7"], ["says n_layer = 2, expected 7"]),
+        (["data.root=nowhere", "dataset=e2e"], ["no file 'train.txt'", "dataset.files.train=FILE"]),
+        (["decode.end_tokens=[wxyz]"], ["decode.end_tokens", "tokens in this model's tokenizer, not one"]),
+        (["runtime.device=cuda"], ["torch sees no CUDA device here"]),
+    ],
+)
+def test_unfit_input_is_one_line_and_exit_code_2(cell, overrides, parts, capsys):
+    assert main(["run", *cell, *overrides]) == 2
+    shown = capsys.readouterr().err
+    faults = [line for line in shown.splitlines() if line.startswith("lodarepro:")]
+    assert len(faults) == 1
+    for part in parts:
+        assert part in faults[0]
+    assert "Traceback" not in shown
+
+
+def test_all_faults_of_a_command_are_told_at_once(capsys):
+    assert main(["run", "method=lroa", "dataset=e3e", "train.ephocs=3", "+seed=2"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith("lodarepro: ") for line in lines)
+    shown = "\n".join(lines)
+    for part in (
+        "did you mean 'lora'",
+        "did you mean 'e2e'",
+        "did you mean 'epochs'",
+        "'+seed=2': keys can't",
+    ):
+        assert part in shown
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert main(["rnu"]) == 2
+    assert "'rnu': no such command; did you mean 'run'?" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written(cell, tmp_path, capsys):
+    (tmp_path / "results").write_text("a file is in the way")
+    assert main(["run", *cell]) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("lodarepro:")]
+    assert "can't be written (Not a directory)" in line
+    assert "results.root=FOLDER" in line
+
+
+def test_a_full_disk_leaves_nothing_half_written(cell, tmp_path):
+    """A limit on file size is the nearest thing to a full disk that needs no privilege."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    full = command("run", *cell, "method=ft", preexec_fn=limit)
+    _, said = full.communicate(timeout=200)
+    assert full.returncode == 2, said
+    assert "can't be written (File too large); make room" in said.splitlines()[-1]
+    (folder,) = run_folders(tmp_path)
+    assert sorted(p.name for p in folder.iterdir()) == [".lock"]
+
+
+def test_decoding_anew_appends_an_evaluation(copied, capsys):
+    before = records.read(copied)
+    assert before is not None
+    assert main(["decode", str(copied), "decode.beam=2"]) == 0
+    after = records.read(copied)
+    assert after is not None
+    assert after.evaluations[0] == before.evaluations[0]
+    assert [e.decode["beam"] for e in after.evaluations] == [10, 2]
+    assert main(["decode", str(copied), "decode.beam=2"]) == 0  # there already
+    assert records.read(copied) == after
+    capsys.readouterr()
+    assert main(["decode", str(copied), "train.lr=1"]) == 2
+    assert "a finished run's training can't change" in capsys.readouterr().err
+
+
+def test_decoding_again_with_the_adapter_gives_the_same_texts(copied):
+    """What was saved is what was trained: the search over the loaded adapter finds the same texts."""
+    before = records.read_decoded(copied / "evaluations" / "last-test.jsonl")
+    record = json.loads((copied / "record.json").read_text())
+    record["evaluations"][0]["decode"]["beam"] = 9  # so that the run's own settings count as new
+    (copied / "record.json").write_text(json.dumps(record))
+    assert main(["decode", str(copied)]) == 0
+    assert records.read_decoded(copied / "evaluations" / "last-test-2.jsonl") == before
+
+
+def test_an_adapter_is_refused_on_another_base(copied, tmp_path, tiny_model, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in tiny_model.iterdir():
+        content = bytearray(file.read_bytes())
+        if file.name == "model.safetensors":
+            content[-1] ^= 1  # one bit of one weight
+        (other / file.name).write_bytes(content)
+    assert main(["decode", str(copied), "decode.beam=3", f"model.path={other}"]) == 2
+    assert "was trained on gpt2-nano (weights sha256" in capsys.readouterr().err
+
+
+def test_what_hydras_users_expect(cell, capsys):
+    assert main(["run", *cell, "--cfg", "job"]) == 0
+    shown = capsys.readouterr().out
+    assert "max_new_tokens: 12" in shown
+    assert "rank: 4" in shown
+    assert main(["run", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "method=ft|lora" in shown
+    assert "schema" not in shown
+
+
+@pytest.mark.needs_mount
+@pytest.mark.parametrize(
+    ("overrides", "subsets"),
+    [(["dataset=e2e", "dataset.files.train=valid.txt"], ["all"]), (["dataset=webnlg"], ["all", "seen", "unseen"])],
+)
+def test_real_data(cell, tmp_path, shared, overrides, subsets):
+    (tmp_path / "cwd").mkdir()
+    limits = ["dataset.limit.test=40"] if "dataset=e2e" in overrides else ["dataset.limit.test=1862"]
+    few = ["decode.max_new_tokens=4", "decode.beam=2", "runtime.decode_batch=64"]
+    assert main(["run", *cell, *overrides, *limits, *few, f"data.root={shared / 'data'}"]) == 0
+    (folder,) = run_folders(tmp_path)
+    record = records.read(folder)
+    assert record is not None
+    assert [e.subset for e in record.evaluations] == subsets
+    data = record.provenance["data"]
+    assert data["valid"]["pinned"]
+    assert data["train"]["pinned"] == ("dataset=e2e" in overrides)  # WebNLG's train split is rebuilt from XML
+    if len(subsets) > 1:
+        assert [e.segments for e in record.evaluations] == [1862, 971, 891]
+
+
+def test_an_identity_names_no_places(finished, tiny_model):
+    record = records.read(finished[0])
+    assert record is not None
+    identity = json.dumps(record.identity)
+    assert str(tiny_model) not in identity
+    assert str(finished[0].parent) not in identity
