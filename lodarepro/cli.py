@@ -74,13 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def log_to_stderr() -> None:
-    """Send the package's log to stderr, once."""
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    """Send the package's log to what is stderr now."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 # run --------------------------------------------------------------------------------------------
@@ -123,6 +122,10 @@ def _run(arguments: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(compose.config_folder()), config_name=compose.PRIMARY)(job)()
     except (HydraException, OmegaConfBaseException) as e:
         raise BadInput(str(e.__cause__ or e).strip().splitlines()[0]) from None
+    except SystemExit as e:
+        if not _in_process:  # Hydra's own: after its help, or an error that it has told
+            return int(e.code or 0)
+        # Else a job that was told to stop, and a sweep's other cells with it.
     except OSError as e:
         raise BadInput(f"{e.filename}: can't be written ({e.strerror}); give results.root=FOLDER") from None
     if informative or given.cfg or given.info:

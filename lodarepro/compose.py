@@ -26,6 +26,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from lodarepro import config
 from lodarepro.errors import BadInput, nearest
@@ -36,11 +37,15 @@ PROTOCOL_VERSION = 1
 
 PRIMARY = "run"
 SCHEMA = "schema"
+TUNED = "tuned"
 NOT_IDENTITY = {
     "model": ("hub", "revision", "path"),
     "dataset": ("files", "remote", "pins"),
 }
 """what of a section is only a place; the checksums of what was found there are part of the identity"""
+
+# Hydra lets its parser's errors through, and refuses some values of a choice by a bare ValueError.
+UNFIT = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
 
 def config_folder() -> Path:
@@ -87,7 +92,7 @@ def groups(extra_folder: Path | None = None) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for root in (config_folder(), *([extra_folder] if extra_folder else [])):
         for path in root.glob("*/*.yaml"):
-            if path.parent.name not in ("tuned", "hydra"):
+            if path.parent.name not in (TUNED, "hydra"):
                 found.setdefault(path.parent.name, set()).add(path.stem)
     return {group: sorted(options) for group, options in sorted(found.items())}
 
@@ -117,6 +122,8 @@ def cells(overrides: Sequence[str], *, multirun: bool = False, extra_folder: Pat
         BadInput: with every fault found, one line each.
     """
     register_schemas()
+    if extra_folder is not None and not extra_folder.is_dir():
+        raise BadInput(f"--config-dir={extra_folder}: no such folder")
     options = groups(extra_folder)
     faults: list[str] = []
     parsed = _parsed(overrides, faults)
@@ -136,6 +143,8 @@ def cells(overrides: Sequence[str], *, multirun: bool = False, extra_folder: Pat
                 faults += [fault for fault in e.faults if fault not in faults]
     if faults:
         raise BadInput(faults)
+    if not found:
+        raise BadInput(f"{' '.join(overrides)}: a glob(...) among these matches no option, so there is no cell to run")
     return found
 
 
@@ -152,6 +161,12 @@ def _parsed(overrides: Sequence[str], faults: list[str]) -> list[Override]:
             faults.append(
                 f"'{text}': keys can't be added (+, ++) or deleted (~), as that would hide misspelt names; "
                 f"write {override.key_or_group!s}=VALUE"
+            )
+            continue
+        if override.key_or_group == TUNED:
+            faults.append(
+                f"'{text}': tuned settings follow from protocol, model, method and dataset; set single keys instead, "
+                "as in train.lr=VALUE"
             )
             continue
         parsed.append(override)
@@ -197,7 +212,7 @@ def _composer(extra_folder: Path | None) -> Iterator[Composer]:
 
 def _checked(composer: Composer, overrides: Sequence[str], options: Mapping[str, Sequence[str]]) -> config.Run:
     """Compose one cell; all that is wrong with it is in the error."""
-    with suppress(HydraException, OmegaConfBaseException):
+    with suppress(*UNFIT):
         return to_run(composer(overrides))
     # Hydra stops at the first fault: look at each override by itself.
     faults: list[str] = []
@@ -243,9 +258,10 @@ def _checked(composer: Composer, overrides: Sequence[str], options: Mapping[str,
 def _compose_or_fault(composer: Composer, overrides: Sequence[str], faults: list[str]) -> DictConfig | None:
     try:
         return composer(overrides)
-    except (HydraException, OmegaConfBaseException) as e:
-        # The reason is often in the cause; both are several lines long.
-        reason = str(e.__cause__ or e).strip().splitlines()
+    except UNFIT as e:
+        # The reason is often in the cause; both are several lines long, and YAML's says the place in the last.
+        text = str(e.__cause__ or e).strip()
+        reason = [" ".join(text.split())] if isinstance(e, YAMLError) else text.splitlines()
         faults.append(f"{' '.join(overrides) or 'configs'}: {reason[0] if reason else type(e).__name__}")
         return None
 
@@ -275,7 +291,7 @@ def to_run(composed: DictConfig) -> config.Run:
     try:
         tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as e:
-        raise BadInput(f"configuration: {str(e).splitlines()[0]}") from None
+        raise BadInput(f"{e.full_key or 'configuration'}: {str(e).splitlines()[0]}") from None
     assert isinstance(tree, dict)
     sections: dict[str, Any] = {}
     for name in sorted(tree.keys() - {*config.SECTIONS, "method", "seed", "hydra"}):

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of a folder's name
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 LORA_CODE = (
     "https://raw.githubusercontent.com/microsoft/LoRA/c4593f060e6a368d7bb5af5273b8e42810cdef90/examples/NLG/data"
@@ -26,7 +27,7 @@ LORA_CODE = (
 class Model:
     """A GPT-2: where its weights are, and the sizes they must have."""
 
-    name: str
+    name: Name
     """the option's name; part of the run id"""
     n_layer: Positive
     """number of blocks"""
@@ -86,7 +87,7 @@ class Pin:
 class Dataset:
     """A data-to-text corpus: how to read it, where it comes from, how it is scored."""
 
-    name: str
+    name: Name
     """the option's name; part of the run id"""
     format: Literal["e2e", "dart", "webnlg"]
     """the parser: lodarepro/data/<format>.py"""
@@ -118,7 +119,7 @@ class Data:
 class Protocol:
     """How a pair becomes tokens (protocol of the LoRA paper's code, its `gpt2_ft.py` data path)."""
 
-    name: str
+    name: Name
     """the option's name; part of the run id"""
     max_length: Positive = 512
     """longest training sequence, tokens; what is beyond is cut"""
@@ -158,7 +159,7 @@ class Train:
     """AdamW's epsilon"""
     bias_correction: bool = True
     """AdamW's bias correction (`lora` only; the original's `--correct_bias`)"""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     """decoupled weight decay of all trained parameters"""
     label_smoothing: Fraction = 0.1
     """mass spread over the whole vocabulary"""
@@ -178,7 +179,7 @@ class Decode:
 
     beam: Positive = 10
     """beams a prompt"""
-    length_penalty: float = 0.8
+    length_penalty: Annotated[float, Field(allow_inf_nan=False)] = 0.8
     """score = log p / length ** length_penalty"""
     no_repeat_ngram: NotNegative = 4
     """n-grams of this size are generated once only; 0: no block"""
@@ -208,7 +209,7 @@ class Runtime:
     """CPU threads of torch; None: one for a tiny model (d <= 256), else torch's choice"""
     decode_batch: Positive = 16
     """prompts searched at once"""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    checkpoint_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
     """minutes between checkpoints within an epoch (each epoch's end has one)"""
 
 
@@ -228,7 +229,7 @@ class Lora:
     """the option's name; part of the run id"""
     rank: Positive = 4
     """r, columns of A and rows of B"""
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
     """the output is scaled by alpha / rank (Table 11)"""
     dropout: Fraction = 0.1
     """on the branch's input (Table 11)"""

@@ -199,7 +199,7 @@ def test_a_sweep_does_every_cell_and_reports_those_that_fail(cell, copied, tmp_p
     assert status == 1
     assert "1 of 2 cells finished" in shown.out
     (fault,) = [line for line in shown.err.splitlines() if line.startswith("lodarepro:")]
-    assert "train.lr=1e30" in fault
+    assert "train.lr=1e+30" in fault
     assert "training diverged" in fault
     finished = [folder for folder in run_folders(tmp_path) if (folder / "record.json").exists()]
     assert finished == [copied]
@@ -276,9 +276,9 @@ def test_a_full_disk_leaves_nothing_half_written(cell, tmp_path):
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 
-    full = command("run", *cell, "method=ft", preexec_fn=limit)
+    full = command("run", *cell, preexec_fn=limit)
     _, said = full.communicate(timeout=200)
     assert full.returncode == 2, said
     assert "can't be written (File too large); make room" in said.splitlines()[-1]
@@ -327,7 +327,7 @@ def test_what_hydras_users_expect(cell, capsys):
     assert main(["run", *cell, "--cfg", "job"]) == 0
     shown = capsys.readouterr().out
     assert "max_new_tokens: 12" in shown
-    assert "rank: 4" in shown
+    assert "rank: 2" in shown
     assert main(["run", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "method=ft|lora" in shown

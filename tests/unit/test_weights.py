@@ -418,10 +418,10 @@ def hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
             if body:
                 self.wfile.write(content)
 
-        def do_HEAD(self) -> None:  # noqa: N802 (the base class's names)
+        def do_HEAD(self) -> None:
             self.answer(body=False)
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self.answer(body=True)
 
     played.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
