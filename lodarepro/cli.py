@@ -248,11 +248,13 @@ def _data(arguments: list[str]) -> int:
     if len(arguments) < 2 or arguments[0] != "prepare" or "=" in arguments[1]:
         raise BadInput("data takes: lodarepro data prepare NAME [data.root=FOLDER ...]; e.g. e2e, dart, webnlg, mini")
     (cell,) = compose.cells([f"dataset={arguments[1]}", *arguments[2:]])
-    for source in prepare(cell.run.dataset, cell.run.data):
-        pinned = "the papers' content" if source.pinned else "not the papers' content"
-        if cell.run.dataset.remote is None:
-            pinned = "embedded"
-        print(f"{source.path}  {pinned}, sha256 {source.sha256}")
+    for split in prepare(cell.run.dataset, cell.run.data):
+        source = split.source
+        content = "the papers' bytes" if source.pinned else "other bytes"
+        if source.origin == "embedded":
+            content = "the package's"
+        counts = f"{len(split.examples):>7,} pairs {len(split.segments):>7,} contexts"
+        print(f"{split.name:<6}{counts}  {content:<17}  {source.path}")
     return 0
 
 

@@ -38,6 +38,7 @@ PROTOCOL_VERSION = 1
 PRIMARY = "run"
 SCHEMA = "schema"
 TUNED = "tuned"
+LACKING = "???"  # OmegaConf's mark of a key without a value
 NOT_IDENTITY = {
     "model": ("hub", "revision", "path"),
     "dataset": ("files", "remote", "pins"),
@@ -83,7 +84,7 @@ def _defaults(section: type) -> dict[str, Any]:
             value = f.default_factory()
             found[f.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         else:
-            found[f.name] = _defaults(hints[f.name]) if is_dataclass(hints[f.name]) else "???"
+            found[f.name] = _defaults(hints[f.name]) if is_dataclass(hints[f.name]) else LACKING
     return copy.deepcopy(found)
 
 
@@ -179,12 +180,12 @@ def _is_hydras(override: Override) -> bool:
 
 def _combinations(parsed: Sequence[Override], options: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
     """The cells of a sweep, as Hydra's basic sweeper makes them: the last key varies fastest."""
-    values: list[list[str]] = []
+    values: dict[str, list[str]] = {}  # of equal keys the last counts
     for o in parsed:
         if _is_hydras(o):
             continue
         if not o.is_sweep_override():
-            values.append([o.input_line or ""])
+            values[o.get_key_element()] = [o.input_line or ""]
             continue
         value = o.value()
         texts = (
@@ -192,8 +193,8 @@ def _combinations(parsed: Sequence[Override], options: Mapping[str, Sequence[str
             if isinstance(value, Glob)
             else list(o.sweep_string_iterator())
         )
-        values.append([f"{o.get_key_element()}={text}" for text in texts])
-    for combination in itertools.product(*values):
+        values[o.get_key_element()] = [f"{o.get_key_element()}={text}" for text in texts]
+    for combination in itertools.product(*values.values()):
         yield list(combination)
 
 
@@ -287,27 +288,33 @@ def to_run(composed: DictConfig) -> config.Run:
     Raises:
         BadInput: with every fault found, one line each.
     """
-    faults: list[str] = []
     try:
         tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as e:
         raise BadInput(f"{e.full_key or 'configuration'}: {str(e).splitlines()[0]}") from None
     assert isinstance(tree, dict)
+    return _built(tree)
+
+
+def _built(tree: dict[Any, Any]) -> config.Run:
+    faults: list[str] = []
     sections: dict[str, Any] = {}
-    for name in sorted(tree.keys() - {*config.SECTIONS, "method", "seed", "hydra"}):
-        faults.append(f"{name}: no such section{nearest(str(name), [*config.SECTIONS, 'method', 'seed'])}")
-    types = dict(config.SECTIONS)
-    chosen = tree["method"].get("name")
+    known = {**config.SECTIONS, "method": dict, "seed": int}
+    for name in sorted(tree.keys() - known.keys() - {"hydra"}):
+        faults.append(f"{name}: no such section{nearest(str(name), known)}")
+    if lacking := sorted(known.keys() - tree.keys()):
+        raise BadInput([*faults, *(f"{name}: this section is missing" for name in lacking)])
+    types = {**config.SECTIONS, "seed": int}
+    chosen = tree["method"].get("name") if isinstance(tree["method"], dict) else tree["method"]
     if chosen in config.METHODS:
         types["method"] = config.METHODS[chosen]
     else:
         faults.append(f"method.name={chosen}: no such method{nearest(str(chosen), config.METHODS)}")
     for name, section in types.items():
         sections[name] = _typed(tree[name], section, name, faults)
-    seed = _typed(tree["seed"], int, "seed", faults)
     if faults:
         raise BadInput(faults)
-    run = config.Run(**sections, seed=seed)
+    run = config.Run(**sections)
     if faults := _combined_faults(run):
         raise BadInput(faults)
     return run
@@ -315,18 +322,26 @@ def to_run(composed: DictConfig) -> config.Run:
 
 def _typed(value: Any, wanted: type, where: str, faults: list[str]) -> Any:
     _unknown_fields(value, wanted, where, faults)
+    _lacking(value, where, faults)
     try:
         # As JSON, where strictness still takes an integer for a float and a list for a tuple.
         return TypeAdapter(wanted).validate_json(json.dumps(value), strict=True)
     except ValidationError as e:
         for error in e.errors():
             path = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])
-            if error["input"] == "???":
-                faults.append(f"{path}: a value is needed; give {path}=VALUE")
-            else:
+            if error["input"] != LACKING:
                 message = error["msg"][0].lower() + error["msg"][1:]
                 faults.append(f"{path}={_shown(error['input'])}: {message}")
     return None
+
+
+def _lacking(value: Any, where: str, faults: list[str]) -> None:
+    """The keys without a value, which a text would take for a good one."""
+    if value == LACKING:
+        faults.append(f"{where}: a value is needed; give {where}=VALUE")
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            _lacking(part, f"{where}.{key}", faults)
 
 
 def _shown(value: Any) -> str:
@@ -378,7 +393,7 @@ def from_plain(tree: Mapping[str, Any]) -> config.Run:
     Raises:
         BadInput: it does not fit this version's configuration.
     """
-    return to_run(OmegaConf.create(dict(tree)))
+    return _built(dict(tree))
 
 
 REDECODE_SECTIONS = ("decode", "model", "data", "runtime")
@@ -391,7 +406,7 @@ def changed(run: config.Run, overrides: Sequence[str]) -> config.Run:
         BadInput: an override is none of `decode.*`, `model.path`, `data.*` and `runtime.*`, or unfit.
     """
     faults: list[str] = []
-    tree = OmegaConf.create(plain(run))
+    tree = plain(run)
     for o in _parsed(overrides, faults):
         section = o.key_or_group.split(".")[0]
         if section not in REDECODE_SECTIONS or (section == "model" and o.key_or_group != "model.path"):
@@ -399,13 +414,19 @@ def changed(run: config.Run, overrides: Sequence[str]) -> config.Run:
                 f"{o.input_line}: a finished run's training can't change; give decode.KEY=VALUE "
                 "(or model.path, data.*, runtime.* for this machine)"
             )
-        elif fault := _unknown_key(tree, o.key_or_group):
+        elif o.is_sweep_override():
+            faults.append(f"{o.input_line}: one value for a key, please; decode again for the next")
+        elif fault := _unknown_key(OmegaConf.create(tree), o.key_or_group):
             faults.append(f"{o.input_line}: {fault}")
         else:
-            OmegaConf.update(tree, o.key_or_group, o.value())
+            *path, last = o.key_or_group.split(".")
+            node: Any = tree
+            for part in path:
+                node = node[part]
+            node[last] = o.value()
     if faults:
         raise BadInput(faults)
-    return to_run(tree)
+    return _built(tree)
 
 
 def identity(run: config.Run, checksums: Mapping[str, str]) -> dict[str, Any]:

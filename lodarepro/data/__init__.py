@@ -65,23 +65,23 @@ def load(dataset: Dataset, data: Data, split: str) -> Split:
     return Split(split, source, _limited(examples, split, limit=getattr(dataset.limit, split)))
 
 
-def prepare(dataset: Dataset, data: Data) -> list[Source]:
+def prepare(dataset: Dataset, data: Data) -> list[Split]:
     """Find or download all splits of a dataset and read each once.
 
     Raises:
         BadInput: one line for each split that is missing or malformed.
         RunFailed: as `load`.
     """
-    sources: list[Source] = []
+    splits: list[Split] = []
     faults: list[str] = []
     for split in SPLITS:
         try:
-            sources.append(load(dataset, data, split).source)
+            splits.append(load(dataset, data, split))
         except BadInput as error:
             faults += error.faults
     if faults:
         raise BadInput(faults)
-    return sources
+    return splits
 
 
 def _limited(examples: list[Example], split: str, *, limit: int | None) -> list[Example]:

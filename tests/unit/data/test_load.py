@@ -120,7 +120,7 @@ def test_a_file_without_examples(data: Data, tmp_path: Path, format: str, text: 
 
 
 def test_prepare_reads_all_splits(data: Data, tmp_path: Path) -> None:
-    assert [source.path.name for source in prepare(DATASET, data)] == ["train.txt", "valid.txt", "test.txt"]
+    assert [split.source.path.name for split in prepare(DATASET, data)] == ["train.txt", "valid.txt", "test.txt"]
 
 
 def test_prepare_reports_all_faults_at_once(data: Data, tmp_path: Path) -> None:
