@@ -262,13 +262,22 @@ class Run:
     """One cell of a table: everything that decides its numbers, and where and how it runs."""
 
     model: Model
+    """what is fine-tuned"""
     method: Any
+    """one of the dataclasses of `METHODS`: what trains"""
     dataset: Dataset
+    """what it is trained and tested on"""
     protocol: Protocol
+    """how a pair becomes tokens"""
     train: Train
+    """the optimisation"""
     decode: Decode
+    """the search"""
     data: Data
+    """where data files are found"""
     results: Results
+    """where the record goes"""
     runtime: Runtime
+    """how this machine does the work"""
     seed: int = 1
     """seeds initialisation, data order, filler rows and dropout"""

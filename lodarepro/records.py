@@ -128,14 +128,15 @@ def read(folder: Path) -> Record | None:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         schema = tree["schema"]
-    except (ValueError, KeyError, TypeError) as e:
+        if schema != SCHEMA:
+            raise BadInput(f"{path} has schema {schema}, this version reads {SCHEMA}; use the version that wrote it")
+        tree["evaluations"] = tuple(
+            Evaluation(**{**e, "scores": {key: _score(s) for key, s in e["scores"].items()}})
+            for e in tree["evaluations"]
+        )
+        return Record(**tree)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BadInput(f"{path} is not a record ({e}); delete it to run again, what was trained is kept") from None
-    if schema != SCHEMA:
-        raise BadInput(f"{path} has schema {schema}, this version reads {SCHEMA}; use the version that wrote it")
-    tree["evaluations"] = tuple(
-        Evaluation(**{**e, "scores": {key: _score(s) for key, s in e["scores"].items()}}) for e in tree["evaluations"]
-    )
-    return Record(**tree)
 
 
 def _score(tree: dict[str, Any]) -> Score:
@@ -159,8 +160,12 @@ def read_decoded(path: Path) -> list[Decoded]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as e:
         raise BadInput(f"{path} can't be read ({e.strerror}); decode the run again") from None
+    except ValueError as e:
+        raise BadInput(f"{path} is not UTF-8 ({e}); decode the run again") from None
+    if not lines[-1]:
+        lines.pop()
     found = []
-    for number, line in enumerate(lines[:-1], 1):
+    for number, line in enumerate(lines, 1):
         try:
             tree = json.loads(line)
             found.append(Decoded(**{**tree, "references": tuple(tree["references"])}))

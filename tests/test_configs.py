@@ -1,0 +1,175 @@
+"""Guard: every file in `configs/` is what its name says, composes, and is known to the code."""
+
+import ast
+import inspect
+import itertools
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from lodarepro import compose, config
+from lodarepro.methods import REGISTRY
+
+FOLDER = compose.config_folder()
+GROUPS = compose.groups()
+OPTIONS = [(group, name) for group, names in GROUPS.items() for name in names]
+TUNED = sorted(path.stem for path in (FOLDER / "tuned").glob("*.yaml"))
+CELL = ("protocol", "model", "method", "dataset")
+NAMES = [
+    (protocol, model, method, dataset)
+    for protocol, model, method, dataset in itertools.product(*(GROUPS[group] for group in CELL))
+]
+CHECKED = 80  # cells composed, at 0.1 s each: all, or so many drawn at random
+
+
+def run_of(names: Sequence[str]) -> config.Run:
+    (cell,) = compose.cells([f"{group}={name}" for group, name in zip(CELL, names, strict=True)])
+    return cell.run
+
+
+def parts(stem: str) -> list[tuple[str, ...]]:
+    """The cells whose tuned file would be called so."""
+    return [names for names in NAMES if "_".join(names) == stem]
+
+
+def test_the_groups_are_those_that_the_plan_names():
+    assert GROUPS.keys() >= {"model", "method", "dataset", "protocol", "train", "decode"}
+    folders = {path.name for path in FOLDER.iterdir() if path.is_dir()}
+    assert folders >= GROUPS.keys()
+
+
+def test_nothing_else_lies_in_the_folder():
+    odd = [p for p in FOLDER.rglob("*") if p.is_file() and p.suffix != ".yaml"]
+    assert odd == []
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_composes_alone(group: str, name: str):
+    (cell,) = compose.cells([f"{group}={name}"])
+    if group in CELL:
+        assert getattr(cell.run, group).name == name
+
+
+def test_every_method_has_a_config_a_file_and_code():
+    assert set(GROUPS["method"]) == set(config.METHODS) == set(REGISTRY)
+
+
+def test_every_protocol_has_its_training_and_decoding():
+    for protocol in GROUPS["protocol"]:
+        assert protocol in GROUPS["train"], f"configs/train/{protocol}.yaml is missing"
+        assert protocol in GROUPS["decode"], f"configs/decode/{protocol}.yaml is missing"
+
+
+def test_names_leave_no_doubt():
+    """No two cells may look for the same tuned file, and a name must fit into a folder's."""
+    stems = ["_".join(names) for names in NAMES]
+    assert len(set(stems)) == len(stems)
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name) for _, name in OPTIONS)
+
+
+@pytest.mark.parametrize("stem", TUNED)
+def test_a_tuned_file_belongs_to_one_cell(stem: str):
+    """Hydra looks for it as an optional group: a misnamed file would never be read, silently."""
+    assert len(parts(stem)) == 1, f"configs/tuned/{stem}.yaml is no <protocol>_<model>_<method>_<dataset>"
+
+
+@pytest.mark.parametrize("stem", TUNED)
+def test_a_tuned_file_takes_effect(stem: str):
+    """Each of its values is in the composed run, and at least one is not what it would be without."""
+    path = FOLDER / "tuned" / f"{stem}.yaml"
+    assert path.read_text(encoding="utf-8").startswith("# @package _global_\n"), "else it lands below `tuned`"
+    tree = OmegaConf.load(path)
+    assert isinstance(tree, DictConfig)
+    assert tree.keys() <= {"train", "decode", "method", "protocol"}, "these sections alone may be tuned"
+    (names,) = parts(stem)
+    described = OmegaConf.create(compose.plain(run_of(names)))
+    merged = OmegaConf.merge(described, tree)
+    assert merged == described, "a value is not in the run"
+
+    without = untuned(names)
+    assert OmegaConf.merge(without, tree) != without, "the file changes nothing"
+
+
+def untuned(names: Sequence[str]) -> DictConfig:
+    """The cell as its groups alone make it, without the file that is tuned for it."""
+    compose.register_schemas()
+    overrides = [f"{group}={name}" for group, name in zip(CELL, names, strict=True)]
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        composed = hydra_compose(compose.PRIMARY, overrides=[*overrides, "tuned=none-such"])
+    return OmegaConf.create(compose.plain(compose.to_run(composed)))
+
+
+@pytest.mark.parametrize("stem", TUNED)
+def test_a_tuned_value_names_its_source(stem: str):
+    """A number of a paper carries where it stands; one of our own says so and why."""
+    text = (FOLDER / "tuned" / f"{stem}.yaml").read_text(encoding="utf-8")
+    for line in text.splitlines()[1:]:
+        code, _, comment = line.partition("#")
+        if re.search(r":\s*\S", code):
+            assert comment.strip(), f"configs/tuned/{stem}.yaml: no source on the line '{line}'"
+
+
+def test_all_cells_compose():
+    for names in random.Random(0).sample(NAMES, min(CHECKED, len(NAMES))):
+        run = run_of(names)
+        assert (run.protocol.name, run.model.name, run.method.name, run.dataset.name) == names
+
+
+def test_pins_are_whole_hashes():
+    for name in GROUPS["dataset"]:
+        (cell,) = compose.cells([f"dataset={name}"])
+        dataset = cell.run.dataset
+        files = {dataset.files.train, dataset.files.valid, dataset.files.test}
+        assert all(re.fullmatch("[0-9a-f]{40}", pin.blob) for pin in dataset.pins.values())
+        assert dataset.pins.keys() == (files if dataset.remote else set()), f"{name}: one pin for each downloaded file"
+        assert len({pin.blob for pin in dataset.pins.values()}) == len(dataset.pins)
+
+
+def test_models_of_the_hub_are_pinned():
+    for name in GROUPS["model"]:
+        (cell,) = compose.cells([f"model={name}"])
+        model = cell.run.model
+        assert model.path is None
+        if model.hub is None:
+            assert model.revision is None
+        else:
+            assert re.fullmatch("[0-9a-f]{40}", model.revision or ""), f"{name}: a commit, not a branch"
+
+
+def test_data_come_from_a_fixed_commit():
+    assert re.search("/[0-9a-f]{40}/", config.Data().base_url)
+
+
+def classes() -> list[ast.ClassDef]:
+    tree = ast.parse(Path(inspect.getfile(config)).read_text(encoding="utf-8"))
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+@pytest.mark.parametrize("node", classes(), ids=lambda node: node.name)
+def test_every_field_is_documented(node: ast.ClassDef):
+    """One line after each field: what it is, in which unit, where its default comes from."""
+    for field, after in itertools.pairwise([*node.body, ast.Pass()]):
+        if isinstance(field, ast.AnnAssign):
+            line = after.value if isinstance(after, ast.Expr) else None
+            documented = isinstance(line, ast.Constant) and isinstance(line.value, str)
+            assert documented, f"config.{node.name}.{ast.unparse(field.target)} has no line that says what it is"
+            assert isinstance(line, ast.Constant) and "\n" not in line.value and line.value.strip()
+
+
+def test_every_section_is_closed_and_frozen():
+    assert set(config.SECTIONS) | {"method", "seed"} == {f.name for f in fields(config.Run)}
+    for section in [*config.SECTIONS.values(), *config.METHODS.values(), config.Run]:
+        assert is_dataclass(section)
+        assert section.__dataclass_params__.frozen, section.__name__  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("name", "section"), config.METHODS.items())
+def test_a_methods_name_is_its_default(name: str, section: type):
+    assert section().name == name
