@@ -157,10 +157,10 @@ def test_every_field_is_documented(node: ast.ClassDef):
     """One line after each field: what it is, in which unit, where its default comes from."""
     for field, after in itertools.pairwise([*node.body, ast.Pass()]):
         if isinstance(field, ast.AnnAssign):
-            line = after.value if isinstance(after, ast.Expr) else None
-            documented = isinstance(line, ast.Constant) and isinstance(line.value, str)
-            assert documented, f"config.{node.name}.{ast.unparse(field.target)} has no line that says what it is"
-            assert isinstance(line, ast.Constant) and "\n" not in line.value and line.value.strip()
+            line = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
+            name = f"config.{node.name}.{ast.unparse(field.target)}"
+            assert isinstance(line, str), f"{name} has no line that says what it is"
+            assert line.strip() and "\n" not in line, f"{name}: one line, please"
 
 
 def test_every_section_is_closed_and_frozen():

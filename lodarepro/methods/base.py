@@ -85,7 +85,7 @@ def load_adapter(model: GPT2, path: Path, *, method: Any, base: str, base_sha256
     wanted_method = json.loads(json.dumps(asdict(method)))
     if metadata.get("method") != wanted_method:
         raise BadInput(
-            f"adapter {path} holds {canonical_json(metadata['method'])}, but the run's method is "
+            f"adapter {path} holds {canonical_json(metadata.get('method'))}, but the run's method is "
             f"{canonical_json(wanted_method)}; give the adapter's own method and options"
         )
     ours = trained(model)

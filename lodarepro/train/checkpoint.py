@@ -62,6 +62,9 @@ def load(path: Path, model: GPT2, optimizer: Optimizer) -> Progress | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, KeyError, TypeError) as e:
         raise BadInput(f"checkpoint {path} can't be read ({e}); delete it to train from the start") from None
+    held = {name: t.shape for name, t in tensors.items() if name.startswith("param.")}
+    if held != {f"param.{name}": p.shape for name, p in trained(model).items()}:
+        raise BadInput(f"checkpoint {path} is that of another model or method; delete it to train from the start")
     with torch.no_grad():
         for name, p in trained(model).items():
             p.copy_(tensors[f"param.{name}"])

@@ -167,6 +167,7 @@ def train(
                 _log(progress, total, epoch, began)
             if i + 1 == an_epoch:
                 val_loss = validation_loss(model, valid, settings, protocol)
+                _check_finite(val_loss, progress.step)  # a record can't hold it, and a checkpoint should not
                 progress.epochs.append({"epoch": epoch + 1, "step": progress.step, "val_loss": val_loss})
                 logger.info("epoch %d of %d: validation loss %.4f", epoch + 1, settings.epochs, val_loss)
             # Gradients are not part of a checkpoint, so it waits for a whole update.
@@ -182,12 +183,14 @@ def train(
     return progress
 
 
+def _check_finite(loss: float, step: int) -> None:
+    if not loss < float("inf"):
+        raise RunFailed(f"the loss is {loss} around step {step}: training diverged; lower train.lr or set train.clip")
+
+
 def _log(progress: Progress, total: int, epoch: int, began: float) -> None:
     recent = progress.losses[max(0, progress.step - 100) : progress.step].mean().item()
-    if not recent < float("inf"):
-        raise RunFailed(
-            f"the loss is {recent} around step {progress.step}: training diverged; lower train.lr or set train.clip"
-        )
+    _check_finite(recent, progress.step)
     logger.info(
         "step %d of %d (epoch %d): loss %.4f, %.0f s",
         progress.step,

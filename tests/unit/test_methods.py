@@ -136,14 +136,14 @@ def test_lora_trains_its_deltas_alone():
             assert 0.5 * 32**-0.5 < delta.A.abs().max() <= 32**-0.5
 
 
-def test_q_and_v_have_an_A_of_their_own():
+def test_q_and_v_have_a_first_matrix_of_their_own():
     net = attached(Lora())
     for q, v in zip(deltas(net, "q"), deltas(net, "v"), strict=True):
         assert not torch.equal(q.A, v.A)
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_all_blocks_start_from_one_A_or_each_from_its_own(same: bool):
+def test_all_blocks_start_from_one_matrix_or_each_from_its_own(same: bool):
     net = attached(Lora(same_init=same))
     for target in ("q", "v"):
         first, *others = deltas(net, target)
@@ -226,7 +226,7 @@ def fault(path: Path, method: Any = None, **changes: str) -> str:
     net = attached(method)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     with pytest.raises(BadInput) as e:
-        load_adapter(net, path, method=method, **{**BASE, **changes})  # type: ignore[arg-type]
+        load_adapter(net, path, method=method, **{**BASE, **changes})
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters()), "half an adapter was loaded"
     (line,) = e.value.faults
     assert "\n" not in line
