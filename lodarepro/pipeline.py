@@ -99,6 +99,7 @@ def _execute(run: config.Run, signals: _Signals) -> Outcome:
             return Outcome(folder, record, fresh=False)
         logger.info("run %s on %s", name, device)
         started = datetime.now(UTC).isoformat(timespec="seconds")
+        origin = provenance.gather()  # now: the checkout may change while the run goes on
         model, tokenizer = weights.load(base, run.model), weights.load_tokenizer(base)
         attach(model, run.method, torch.Generator().manual_seed(derived_seed(run.seed, "init")))
         model.to(device)
@@ -136,7 +137,7 @@ def _execute(run: config.Run, signals: _Signals) -> Outcome:
             config=compose.plain(run),
             identity=compose.identity(run, checksums),
             provenance={
-                **provenance.gather(),
+                **origin,
                 "device": _describe(device),
                 "threads": torch.get_num_threads(),
                 "data": {name: _source(split) for name, split in splits.items()},

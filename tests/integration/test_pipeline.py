@@ -194,7 +194,7 @@ def test_a_stopped_run_says_so_and_nobody_else_works_on_it(cell, tmp_path, capsy
 
 
 def test_a_sweep_does_every_cell_and_reports_those_that_fail(cell, copied, tmp_path, capsys):
-    status = main(["run", "-m", *cell, "train.lr=2e-4,1e30"])
+    status = main(["run", "-m", *cell, "train.lr=1e-2,1e30"])
     shown = capsys.readouterr()
     assert status == 1
     assert "1 of 2 cells finished" in shown.out

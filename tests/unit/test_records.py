@@ -102,6 +102,17 @@ def test_a_failed_write_keeps_the_old_record(tmp_path: Path, monkeypatch: pytest
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
 
+def test_a_reader_of_the_old_record_sees_all_of_it(tmp_path: Path):
+    """A new file takes the old one's place; the old one is not written into."""
+    records.write(tmp_path, RECORD)
+    with (tmp_path / "record.json").open("rb", buffering=0) as file:
+        half = file.read(100)
+        records.write(tmp_path, replace(RECORD, id="new"))
+        assert json.loads(half + file.read())["id"] == RECORD.id
+    found = records.read(tmp_path)
+    assert found is not None and found.id == "new"
+
+
 def test_a_failed_first_write_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "fsync", fails(errno.ENOSPC))
     with pytest.raises(OSError, match="No space"):
