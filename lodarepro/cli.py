@@ -9,7 +9,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from lodarepro.errors import BadInput, LodareproError, Stopped
 
 logger = logging.getLogger("lodarepro")
 
-STATUS = "status.json"
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 USAGE = """\
@@ -90,8 +88,6 @@ _in_process: list[dict[str, Any]] = []  # statuses of jobs of this process; othe
 def _run(arguments: list[str]) -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     from lodarepro import compose
 
@@ -107,21 +103,12 @@ def _run(arguments: list[str]) -> int:
         extra = Path(given.config_dir) if given.config_dir else None
         compose.cells(given.overrides, multirun=given.multirun, extra_folder=extra)
 
-    sweep: Path | None = None
-    if given.multirun and not any(o.startswith("hydra.sweep.dir=") for o in given.overrides):
-        root = [o.partition("=")[2] for o in given.overrides if o.startswith("results.root=")]
-        stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{os.getpid()}"
-        sweep = Path(root[-1] if root else "results") / "sweeps" / stamp
-        sys.argv.append(f"hydra.sweep.dir={sweep}")
-    elif given.multirun:
-        sweep = Path([o for o in given.overrides if o.startswith("hydra.sweep.dir=")][-1].partition("=")[2])
-
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let its errors reach the lines below
     _in_process.clear()
     try:
         hydra.main(version_base="1.3", config_path=str(compose.config_folder()), config_name=compose.PRIMARY)(job)()
-    except (HydraException, OmegaConfBaseException) as e:
-        raise BadInput(str(e.__cause__ or e).strip().splitlines()[0]) from None
+    except compose.UNFIT as e:
+        raise compose.fault_of(e) from None
     except SystemExit as e:
         if not _in_process:  # Hydra's own: after its help, or an error that it has told
             return int(e.code or 0)
@@ -130,69 +117,76 @@ def _run(arguments: list[str]) -> int:
         raise BadInput(f"{e.filename}: can't be written ({e.strerror}); give results.root=FOLDER") from None
     if informative or given.cfg or given.info:
         return 0
-    return _conclude(_statuses(sweep) if sweep else list(_in_process), sweep)
+    if given.multirun and (folder := compose.SweepFolder.latest) is not None:
+        return _conclude(_statuses(folder), sweep=True)
+    return _conclude(list(_in_process), sweep=False)
 
 
 def job(composed: Any) -> dict[str, Any]:
     """One cell as Hydra's launchers call it, in this process or another; it never raises a fault.
 
     Returns:
-        `status` (finished, failed, stopped), `exit_code`, `faults`, and `folder` where finished.
+        `exit_code`, `faults`, `stopped` (an exit code where a signal asked to stop, else None), and
+        `folder` where the run is finished.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+
+    from lodarepro import compose
 
     log_to_stderr()
     status = _status(composed)
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN:
-        status["overrides"] = list(hydra_config.overrides.task)
-        folder = Path(hydra_config.runtime.output_dir)
-        (folder / STATUS).write_text(json.dumps(status, indent=1) + "\n", encoding="utf-8")
+        status |= {"overrides": list(hydra_config.overrides.task), "number": hydra_config.job.num}
+        path = Path(hydra_config.runtime.output_dir) / compose.STATUS
+        path.write_text(json.dumps(status, indent=1) + "\n", encoding="utf-8")
     _in_process.append(status)
-    if status["status"] == "stopped":
-        raise SystemExit(status["exit_code"])  # so that a sweep does not go on with its next cell
+    if status["stopped"]:
+        raise SystemExit(status["stopped"])  # so that a sweep does not go on with its next cell
     return status
 
 
 def _status(composed: Any) -> dict[str, Any]:
     from lodarepro import compose, pipeline
 
+    status: dict[str, Any] = {"exit_code": 0, "faults": [], "stopped": None}
     try:
         outcome = pipeline.execute(compose.to_run(composed))
-        return {"status": "finished", "exit_code": 0, "faults": [], "folder": str(outcome.folder)}
+        return {**status, "folder": str(outcome.folder), "stopped": outcome.stopped}
     except LodareproError as e:
-        status = "stopped" if isinstance(e, Stopped) else "failed"
-        return {"status": status, "exit_code": e.exit_code, "faults": list(e.faults)}
+        stopped = e.exit_code if isinstance(e, Stopped) else None
+        return {**status, "exit_code": e.exit_code, "faults": list(e.faults), "stopped": stopped}
     except Exception as e:  # a bug of ours must not end a sweep
         logger.error("%s", traceback.format_exc())
         fault = f"unexpected {type(e).__name__}: {e} (the traceback is above; please report it)"
-        return {"status": "failed", "exit_code": 1, "faults": [fault]}
+        return {**status, "exit_code": 1, "faults": [fault]}
 
 
 def _statuses(sweep: Path) -> list[dict[str, Any]]:
-    jobs = sorted((path.parent for path in sweep.glob(f"*/{STATUS}")), key=lambda p: int(p.name))
-    return [json.loads((folder / STATUS).read_text(encoding="utf-8")) for folder in jobs]
+    from lodarepro import compose
+
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sweep.rglob(compose.STATUS)]
+    return sorted(found, key=lambda status: int(status["number"]))
 
 
-def _conclude(statuses: Sequence[dict[str, Any]], sweep: Path | None) -> int:
+def _conclude(statuses: Sequence[dict[str, Any]], *, sweep: bool) -> int:
     from lodarepro import records
     from lodarepro.report.summary import summary
 
-    found = [records.read(Path(s["folder"])) for s in statuses if s["status"] == "finished"]
-    done = [record for record in found if record is not None]
+    folders = [Path(status["folder"]) for status in statuses if "folder" in status]
+    done = [record for record in map(records.read, folders) if record is not None]
     for status in statuses:
-        cell = " ".join(status["overrides"]) + ": " if status.get("overrides") else ""
+        cell = " ".join(status["overrides"]) + ": " if sweep else ""
         for fault in status["faults"]:
             print(f"lodarepro: {cell}{fault}", file=sys.stderr)
     if done:
         print(summary(done))
-        print(
-            f"\nrecords: {', '.join(dict.fromkeys(str(Path(s['folder']).parent) for s in statuses if 'folder' in s))}"
-        )
-    if sweep is not None:
+        print(f"\nrecords: {', '.join(dict.fromkeys(str(folder.parent) for folder in folders))}")
+    if sweep:
         print(f"{len(done)} of {len(statuses)} cells finished")
-    return max((int(s["exit_code"]) for s in statuses), default=1)
+    codes = [int(status["exit_code"]) for status in statuses]
+    return max([*codes, *(int(status["stopped"] or 0) for status in statuses if sweep)], default=1)
 
 
 # the other commands -----------------------------------------------------------------------------
@@ -202,11 +196,11 @@ def _decode(arguments: list[str]) -> int:
     from lodarepro import pipeline
     from lodarepro.report.summary import summary
 
-    folders = [Path(a) for a in arguments if "=" not in a]
-    overrides = [a for a in arguments if "=" in a]
-    if len(folders) != 1:
-        raise BadInput("decode needs one RUN folder: lodarepro decode RUN [decode.KEY=VALUE ...]")
-    print(summary([pipeline.redecode(folders[0], overrides)]))
+    parser = argparse.ArgumentParser(prog="lodarepro decode", description="decode a finished run anew")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="decode.*, model.path, data.*, runtime.*")
+    given = parser.parse_args(arguments)
+    print(summary([pipeline.redecode(given.run, given.overrides)]))
     return 0
 
 
@@ -233,7 +227,9 @@ def _count(arguments: list[str]) -> int:
     from lodarepro import compose
     from lodarepro.cost import count
 
-    (cell,) = compose.cells(arguments)
+    parser = argparse.ArgumentParser(prog="lodarepro count", description="size and cost of a cell")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for lodarepro run")
+    (cell,) = compose.cells(parser.parse_args(arguments).overrides)
     counted = count(cell.run.model, cell.run.method)
     print(f"trainable parameters  {counted.trainable:,}")
     print(f"all parameters        {counted.total:,}")
@@ -245,9 +241,12 @@ def _data(arguments: list[str]) -> int:
     from lodarepro import compose
     from lodarepro.data import prepare
 
-    if len(arguments) < 2 or arguments[0] != "prepare" or "=" in arguments[1]:
-        raise BadInput("data takes: lodarepro data prepare NAME [data.root=FOLDER ...]; e.g. e2e, dart, webnlg, mini")
-    (cell,) = compose.cells([f"dataset={arguments[1]}", *arguments[2:]])
+    parser = argparse.ArgumentParser(prog="lodarepro data", description="find or download, verify and count")
+    parser.add_argument("action", choices=["prepare"])
+    parser.add_argument("name", metavar="NAME", help="e2e, dart, webnlg or mini")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="data.root=FOLDER and the like")
+    given = parser.parse_args(arguments)
+    (cell,) = compose.cells([f"dataset={given.name}", *given.overrides])
     for split in prepare(cell.run.dataset, cell.run.data):
         source = split.source
         content = "the papers' bytes" if source.pinned else "other bytes"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -23,6 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
@@ -36,8 +37,10 @@ PROTOCOL_VERSION = 1
 """Raised when the same configuration and data would give other numbers."""
 
 PRIMARY = "run"
+STATUS = "status.json"
+"""what a job of a sweep leaves in its folder: how it ended"""
 SCHEMA = "schema"
-TUNED = "tuned"
+FOLLOWING = ("settings", "tuned")  # groups that follow from the choices of the others
 LACKING = "???"  # OmegaConf's mark of a key without a value
 NOT_IDENTITY = {
     "model": ("hub", "revision", "path"),
@@ -93,7 +96,7 @@ def groups(extra_folder: Path | None = None) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for root in (config_folder(), *([extra_folder] if extra_folder else [])):
         for path in root.glob("*/*.yaml"):
-            if path.parent.name not in (TUNED, "hydra"):
+            if path.parent.name not in (*FOLLOWING, "hydra"):
                 found.setdefault(path.parent.name, set()).add(path.stem)
     return {group: sorted(options) for group, options in sorted(found.items())}
 
@@ -135,9 +138,14 @@ def cells(overrides: Sequence[str], *, multirun: bool = False, extra_folder: Pat
             if o.is_sweep_override()
         ]
         parsed = [o for o in parsed if not o.is_sweep_override()]
+    try:
+        combinations = list(_combinations(parsed, options))
+    except UNFIT as e:
+        fault = f"{' '.join(overrides)}: {_reason(e)}; give choices (a,b,c), range(...) or glob(...)"
+        raise BadInput([*faults, fault]) from None
     with _composer(extra_folder) as composer:
         found = []
-        for combination in _combinations(parsed, options):
+        for combination in combinations:
             try:
                 found.append(Cell(tuple(combination), _checked(composer, combination, options)))
             except BadInput as e:
@@ -164,7 +172,7 @@ def _parsed(overrides: Sequence[str], faults: list[str]) -> list[Override]:
                 f"write {override.key_or_group!s}=VALUE"
             )
             continue
-        if override.key_or_group == TUNED:
+        if override.key_or_group in FOLLOWING:
             faults.append(
                 f"'{text}': tuned settings follow from protocol, model, method and dataset; set single keys instead, "
                 "as in train.lr=VALUE"
@@ -260,11 +268,37 @@ def _compose_or_fault(composer: Composer, overrides: Sequence[str], faults: list
     try:
         return composer(overrides)
     except UNFIT as e:
-        # The reason is often in the cause; both are several lines long, and YAML's says the place in the last.
-        text = str(e.__cause__ or e).strip()
-        reason = [" ".join(text.split())] if isinstance(e, YAMLError) else text.splitlines()
-        faults.append(f"{' '.join(overrides) or 'configs'}: {reason[0] if reason else type(e).__name__}")
+        faults.append(f"{' '.join(overrides) or 'configs'}: {_reason(e)}")
         return None
+
+
+def _reason(e: Exception) -> str:
+    """One line of an error of Hydra's: the reason is often in the cause, and both are several lines long."""
+    text = str(e.__cause__ or e).strip()
+    # YAML's says the place in its last line.
+    lines = [" ".join(text.split())] if isinstance(e, YAMLError) else text.splitlines()
+    return lines[0] if lines else type(e).__name__
+
+
+def fault_of(e: Exception) -> BadInput:
+    """What an error of Hydra's own becomes, as one of its launchers' or sweepers' that the checks don't know."""
+    return BadInput(_reason(e))
+
+
+class SweepFolder(Callback):
+    """Tells the process that started a sweep where it is, and clears what an older one left there.
+
+    The folder is known only when Hydra has resolved `hydra.sweep.dir`.
+    """
+
+    latest: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra before the first job."""
+        folder = Path(config.hydra.sweep.dir)
+        for stale in folder.rglob(STATUS):
+            stale.unlink()
+        SweepFolder.latest = folder
 
 
 def _unknown_key(composed: DictConfig, key: str) -> str | None:
@@ -329,7 +363,9 @@ def _typed(value: Any, wanted: type, where: str, faults: list[str]) -> Any:
     except ValidationError as e:
         for error in e.errors():
             path = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])
-            if error["input"] != LACKING:
+            if error["type"] == "value_error":  # of a section's own check, which names the field
+                faults.append(f"{path}.{error['ctx']['error']}")
+            elif error["input"] != LACKING:
                 message = error["msg"][0].lower() + error["msg"][1:]
                 faults.append(f"{path}={_shown(error['input'])}: {message}")
     return None
@@ -376,9 +412,6 @@ def _combined_faults(run: config.Run) -> list[str]:
         )
     if run.decode.beam > run.model.vocab_size:
         faults.append(f"decode.beam={run.decode.beam} exceeds the vocabulary of {run.model.vocab_size}")
-    targets = getattr(run.method, "targets", None)
-    if targets is not None and (not targets or len(set(targets)) < len(targets)):
-        faults.append(f"method.targets={_shown(list(targets))}: name at least one target, each once")
     return faults
 
 

@@ -7,6 +7,7 @@ that composing and checking hundreds of cells stays cheap.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -210,7 +211,7 @@ class Runtime:
     decode_batch: Positive = 16
     """prompts searched at once"""
     checkpoint_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
-    """minutes between checkpoints within an epoch (each epoch's end has one)"""
+    """minutes between checkpoints within an epoch (the first whole update from its end on has one)"""
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,11 @@ class Lora:
     """all blocks start from the same A (the original copies one block)"""
     same_mask: bool = True
     """one dropout mask for all deltas of one fused projection, as in the original"""
+
+    def __post_init__(self) -> None:
+        """Refuse a list of targets that is empty or names one twice."""
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets={json.dumps(self.targets)}: name at least one target, each once")
 
 
 METHODS: dict[str, type] = {"ft": Ft, "lora": Lora}

@@ -41,7 +41,7 @@ def examine() -> str:
 def _looked(look: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
     try:
         return look()
-    except (LodareproError, OSError, ImportError) as e:
+    except (LodareproError, OSError, ImportError, subprocess.SubprocessError) as e:
         return False, str(e).splitlines()[0] if str(e) else type(e).__name__
 
 

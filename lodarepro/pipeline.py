@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
+import os
 import signal
 import threading
 import time
@@ -28,7 +30,7 @@ from lodarepro.data.sources import download_url
 from lodarepro.data.tokenise import encode
 from lodarepro.decode.generate import decode
 from lodarepro.errors import BadInput, LodareproError, RunFailed, Stopped
-from lodarepro.methods import attach, load_adapter, save_adapter
+from lodarepro.methods import attach, finalize, layout, load_adapter, param_groups, save_adapter
 from lodarepro.model import GPT2, weights
 from lodarepro.records import Decoded, Evaluation, Record
 from lodarepro.scores import SuiteScores
@@ -40,7 +42,11 @@ from lodarepro.train.optim import learning_rate
 logger = logging.getLogger(__name__)
 
 CHECKPOINT, LOCK = "checkpoint.safetensors", ".lock"
-TINY_WIDTH = 256  # up to this width d a CPU run takes one thread
+# Up to this width d a CPU run takes one thread: on a busy machine two were 20 times slower, as the
+# operations of a model of a million parameters are shorter than the threads' waiting for each other.
+TINY_WIDTH = 256
+DEFAULT_THREADS = torch.get_num_threads()
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 REACH_SECONDS = 5  # longest wait for a server before a run is said to be impossible
 
 
@@ -51,12 +57,12 @@ class Outcome:
     Attributes:
         folder: of the run.
         record: what it left.
-        fresh: False where it had been finished before.
+        stopped: exit code (128 + signal) where a signal asked to stop when only the end was left to do.
     """
 
     folder: Path
     record: Record
-    fresh: bool
+    stopped: int | None
 
 
 def execute(run: config.Run) -> Outcome:
@@ -67,46 +73,49 @@ def execute(run: config.Run) -> Outcome:
         RunFailed: the training diverged, a scorer failed, or another process holds the run.
         Stopped: a signal asked to stop; the same call continues.
     """
-    with _stop_signals() as signals:
+    with _stop_signals() as signals, _disk_faults(run.results.root):
         try:
-            return _execute(run, signals)
-        except OSError as e:
-            raise BadInput(
-                f"{e.filename or run.results.root}: can't be written ({e.strerror or e}); make room or give "
-                "another folder with results.root=FOLDER; the run continues from its last checkpoint"
-            ) from e
+            folder, record = _execute(run, signals)
         except LodareproError:
             if signals.number is not None:
                 raise Stopped("stopped; the same command continues", signals.number) from None
             raise
+        return Outcome(folder, record, None if signals.number is None else 128 + signals.number)
 
 
-def _execute(run: config.Run, signals: _Signals) -> Outcome:
-    check_reachable(run)
-    device = _device(run.runtime)
-    if threads := _threads(run):
-        torch.set_num_threads(threads)
+def _execute(run: config.Run, signals: _Signals) -> tuple[Path, Record]:
+    base = check_reachable(run)
+    device = _prepared_device(run)
     splits = {name: load(run.dataset, run.data, name) for name in SPLITS}
-    base = weights.find(run.model)
-    assert base is not None
-    checksums = {name: split.source.sha256 for name, split in splits.items()} | {"model": base.sha256}
+    checksums = {name: split.source.sha256 for name, split in splits.items()}
+    checksums |= {"model": base.sha256, "tokenizer": base.tokenizer_sha256}
     name = compose.run_id(run, checksums)
     folder = Path(run.results.root).expanduser() / "runs" / name
+    if (record := records.read(folder)) is not None:
+        logger.info("%s is finished already", name)
+        return folder, record
+    model, tokenizer = weights.load(base, run.model), weights.load_tokenizer(base)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        if (record := records.read(folder)) is not None:
-            logger.info("%s is finished already", name)
-            return Outcome(folder, record, fresh=False)
+        if (record := records.read(folder)) is not None:  # finished by another process meanwhile
+            return folder, record
         logger.info("run %s on %s", name, device)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         origin = provenance.gather()  # now: the checkout may change while the run goes on
-        model, tokenizer = weights.load(base, run.model), weights.load_tokenizer(base)
+        origin |= {"device": _describe(device), "threads": torch.get_num_threads()}
         attach(model, run.method, torch.Generator().manual_seed(derived_seed(run.seed, "init")))
         model.to(device)
+        counted = count_parameters(model)
 
-        cache = Path(run.data.cache)
         encoded = {
-            name: encode(splits[name].examples, tokenizer, run.protocol, cache=cache) for name in ("train", "valid")
+            name: encode(
+                splits[name].examples,
+                tokenizer,
+                run.protocol,
+                cache=Path(run.data.cache),
+                layout=layout(run.method, tokenizer),
+            )
+            for name in ("train", "valid")
         }
         progress = train(
             model,
@@ -115,10 +124,13 @@ def _execute(run: config.Run, signals: _Signals) -> Outcome:
             run.train,
             protocol=run.protocol,
             seed=run.seed,
+            groups=param_groups(model, run.method),
+            stretch={"code": origin["code"], "device": origin["device"], "torch": origin["packages"]["torch"]},
             checkpoint_path=folder / CHECKPOINT,
             checkpoint_minutes=run.runtime.checkpoint_minutes,
             stop_signal=lambda: signals.number,
         )
+        finalize(model, run.method)
         save_adapter(model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256)
         _write_steps(folder, progress, run.train, pairs=len(encoded["train"]))
 
@@ -138,17 +150,21 @@ def _execute(run: config.Run, signals: _Signals) -> Outcome:
             identity=compose.identity(run, checksums),
             provenance={
                 **origin,
-                "device": _describe(device),
-                "threads": torch.get_num_threads(),
                 "data": {name: _source(split) for name, split in splits.items()},
-                "base_model": {"name": run.model.name, "sha256": base.sha256, "origin": base.origin},
+                "base_model": {
+                    "name": run.model.name,
+                    "sha256": base.sha256,
+                    "tokenizer_sha256": base.tokenizer_sha256,
+                    "origin": base.origin,
+                },
                 "started": started,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             },
-            parameters=_parameters(model),
+            parameters={"trainable": counted.trainable, "total": counted.total},
             training={
                 "steps": progress.step,
                 "epochs": progress.epochs,
+                "stretches": progress.stretches,
                 "seconds": {
                     "train": round(progress.seconds, 1),
                     "decode": round(decode_seconds, 1),
@@ -159,7 +175,7 @@ def _execute(run: config.Run, signals: _Signals) -> Outcome:
         )
         records.write(folder, record)
         (folder / CHECKPOINT).unlink(missing_ok=True)
-        return Outcome(folder, record, fresh=True)
+        return folder, record
 
 
 def rescore(folder: Path) -> Record:
@@ -171,21 +187,23 @@ def rescore(folder: Path) -> Record:
     Raises:
         BadInput: no finished run there, or its hypotheses are missing or corrupt.
     """
-    record = _finished(folder)
-    suite = record.config["dataset"]["suite"]
-    scored: dict[str, SuiteScores] = {}
-    evaluations = []
-    for evaluation in record.evaluations:
-        if evaluation.hypotheses not in scored:
-            decoded = records.read_decoded(folder / evaluation.hypotheses)
-            scored[evaluation.hypotheses] = _score(decoded, suite)
-        found = scored[evaluation.hypotheses]
-        scores = found.scores if evaluation.subset == "all" else found.subsets[evaluation.subset]
-        evaluations.append(replace(evaluation, scores=scores))
-    new = replace(record, evaluations=tuple(evaluations))
-    if new != record:
-        logger.warning("%s: the scores differ from the record's, which is brought up to date", record.id)
-        records.write(folder, new)
+    _finished(folder)  # before a lock file is made in a folder that is none of a run
+    with _disk_faults(folder), _locked(folder):
+        record = _finished(folder)
+        suite = record.config["dataset"]["suite"]
+        scored: dict[str, SuiteScores] = {}
+        evaluations = []
+        for evaluation in record.evaluations:
+            if evaluation.hypotheses not in scored:
+                decoded = records.read_decoded(folder / evaluation.hypotheses)
+                scored[evaluation.hypotheses] = _score(decoded, suite)
+            found = scored[evaluation.hypotheses]
+            scores = found.scores if evaluation.subset == "all" else found.subsets[evaluation.subset]
+            evaluations.append(replace(evaluation, scores=scores))
+        new = replace(record, evaluations=tuple(evaluations))
+        if new != record:
+            logger.warning("%s: the scores differ from the record's, which is brought up to date", record.id)
+            records.write(folder, new)
     return new
 
 
@@ -203,32 +221,48 @@ def redecode(folder: Path, overrides: Sequence[str]) -> Record:
     Raises:
         BadInput: no finished run there; the base model or the test file is not the run's own.
     """
-    record = _finished(folder)
-    run = compose.changed(compose.from_plain(record.config), overrides)
-    described = compose.plain(run)
-    if any(described["decode"] == e.decode for e in record.evaluations):
-        logger.info("%s has an evaluation with these settings already", record.id)
-        return record
-    with _stop_signals() as signals, _locked(folder):
+    run = compose.changed(compose.from_plain(_finished(folder).config), overrides)
+    described = compose.plain(run)["decode"]
+    with _stop_signals() as signals, _disk_faults(folder), _locked(folder):
+        record = _finished(folder)
+        same = [e for e in record.evaluations if e.decode == described]
+        if same and _readable(folder / same[0].hypotheses):
+            logger.info("%s has an evaluation with these settings already", record.id)
+            return record
+        base = check_reachable(run, splits=("test",))
         test = load(run.dataset, run.data, "test")
-        if test.source.sha256 != record.provenance["data"]["test"]["sha256"]:
+        known = record.identity["checksums"]
+        if test.source.sha256 != known["test"]:
             raise BadInput(
                 f"{test.source.path} is not the file that {record.id} was tested on (sha256 {test.source.sha256}, "
-                f"not {record.provenance['data']['test']['sha256']}); give that file's folder with data.root"
+                f"not {known['test']}); give that file's folder with data.root"
             )
-        base = weights.find(run.model)
-        assert base is not None
+        if base.tokenizer_sha256 != known["tokenizer"]:
+            raise BadInput(
+                f"{base.folder}: its tokenizer is not the one that {record.id} was trained with (sha256 "
+                f"{base.tokenizer_sha256}, not {known['tokenizer']}); give that base model's folder with model.path"
+            )
         model, tokenizer = weights.load(base, run.model), weights.load_tokenizer(base)
         attach(model, run.method, torch.Generator())
+        finalize(model, run.method)
         load_adapter(model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256)
-        model.to(_device(run.runtime)).eval()
-        file = f"{records.EVALUATIONS}/last-test-{len(record.evaluations) + 1}.jsonl"
+        model.to(_prepared_device(run)).eval()
+        number = len({e.hypotheses for e in record.evaluations}) + 1
+        file = same[0].hypotheses if same else f"{records.EVALUATIONS}/last-test-{number}.jsonl"
         decoded = _decoded(run, model, tokenizer, test, signals)
-        records.write_decoded(folder / file, decoded)
         added = _evaluations(run, decoded, file, val_loss=record.training["epochs"][-1]["val_loss"])
-        new = replace(record, evaluations=(*record.evaluations, *added))
+        records.write_decoded(folder / file, decoded)
+        kept = (e for e in record.evaluations if e.hypotheses != file)
+        new = replace(record, evaluations=(*kept, *added))
         records.write(folder, new)
     return new
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return bool(records.read_decoded(path))
+    except BadInput:
+        return False
 
 
 def _finished(folder: Path) -> Record:
@@ -246,25 +280,31 @@ def _decoded(run: config.Run, model: GPT2, tokenizer: Tokenizer, test: Split, si
         run.decode,
         protocol=run.protocol,
         batch=run.runtime.decode_batch,
+        layout=layout(run.method, tokenizer),
         stop_signal=lambda: signals.number,
     )
 
 
-def check_reachable(run: config.Run) -> None:
-    """End at once, with one line, where a run's inputs are neither here nor to be had.
+def check_reachable(run: config.Run, *, splits: Sequence[str] = SPLITS) -> weights.Checkpoint:
+    """Find the base model; end at once, with one line, where inputs are neither here nor to be had.
+
+    Args:
+        run: what is to run.
+        splits: the splits that it needs.
 
     Raises:
         BadInput: naming what is missing and the ways out.
     """
     missing: list[str] = []
     ways: list[str] = []
-    urls = {split: download_url(run.dataset, run.data, split) for split in SPLITS}
+    urls = {split: download_url(run.dataset, run.data, split) for split in splits}
     wanted = [url for url in urls.values() if url is not None]
     if wanted and (reason := _unreachable(wanted[0])):
         files = ", ".join(getattr(run.dataset.files, split) for split, url in urls.items() if url is not None)
         missing.append(f"the data of {run.dataset.name} ({files}; {reason})")
         ways.append("data.root=FOLDER")
-    if weights.find(run.model, download=False) is None and (reason := _unreachable(weights.hub_url(run.model))):
+    base = weights.find(run.model, download=False)
+    if base is None and (reason := _unreachable(weights.hub_url(run.model))):
         missing.append(f"the weights of {run.model.hub} ({reason})")
         ways.append("model.path=FOLDER")
     if missing:
@@ -274,20 +314,37 @@ def check_reachable(run: config.Run) -> None:
             f"Give {' and '.join(ways)}, use the embedded model=gpt2-nano dataset=mini, or run on "
             "another machine (with network, or with its caches copied)"
         )
+    base = base or weights.find(run.model)
+    assert base is not None  # with download, `find` raises rather than give None
+    return base
 
 
 def _unreachable(url: str) -> str | None:
     """Why a server gives no answer at all, or None if it gives any."""
-    host = urllib.parse.urlsplit(url).hostname
+    place = urllib.parse.urlsplit(url).hostname or url
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
     except urllib.error.HTTPError as e:
         e.close()
     except urllib.error.URLError as e:
-        return f"{host}: {getattr(e.reason, 'strerror', None) or e.reason}"
+        return f"{place}: {getattr(e.reason, 'strerror', None) or e.reason}"
     except (OSError, ValueError) as e:
-        return f"{host}: {e}"
+        return f"{place}: {e}"
     return None
+
+
+@contextmanager
+def _disk_faults(folder: str | Path) -> Iterator[None]:
+    """Make an error of the disk one line; nothing is lost, as every file is written beside its place first."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in WRITE_ERRORS:
+            raise BadInput(
+                f"{e.filename or folder}: can't be written ({e.strerror}); make room or give another folder with "
+                "results.root=FOLDER; an unfinished run continues from its last checkpoint"
+            ) from e
+        raise BadInput(f"{e.filename or folder}: can't be used ({e.strerror or e}); check the path") from e
 
 
 class _Signals:
@@ -328,23 +385,17 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _device(runtime: config.Runtime) -> torch.device:
-    if runtime.device == "cuda" and not torch.cuda.is_available():
+def _prepared_device(run: config.Run) -> torch.device:
+    """The device of a run, with torch set to its threads and to sums in a fixed order."""
+    torch.set_num_threads(run.runtime.threads or (1 if run.model.n_embd <= TINY_WIDTH else DEFAULT_THREADS))
+    if run.runtime.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("runtime.device=cuda: torch sees no CUDA device here; see `lodarepro doctor`")
-    if runtime.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(runtime.device)
-
-
-def _threads(run: config.Run) -> int | None:
-    """CPU threads: as given, else one for a tiny model, else torch's choice.
-
-    On a busy machine two threads were 20 times slower than one on a model of a million parameters:
-    its operations are shorter than the waiting for each other.
-    """
-    if run.runtime.threads is None and run.model.n_embd <= TINY_WIDTH:
-        return 1
-    return run.runtime.threads
+    if run.runtime.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Equal runs should give equal bits: matrix products ask for this before their first call.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device("cuda")
 
 
 def _describe(device: torch.device) -> str:
@@ -361,11 +412,6 @@ def _source(split: Split) -> dict[str, Any]:
         "origin": source.origin,
         "examples": len(split.examples),
     }
-
-
-def _parameters(model: GPT2) -> dict[str, int]:
-    counted = count_parameters(model)
-    return {"trainable": counted.trainable, "total": counted.total}
 
 
 def _write_steps(folder: Path, progress: Progress, settings: config.Train, *, pairs: int) -> None:

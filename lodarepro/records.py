@@ -136,7 +136,7 @@ def read(folder: Path) -> Record | None:
         )
         return Record(**tree)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise BadInput(f"{path} is not a record ({e}); delete it to run again, what was trained is kept") from None
+        raise BadInput(f"{path} is not a record ({e}); delete it to run again") from None
 
 
 def _score(tree: dict[str, Any]) -> Score:

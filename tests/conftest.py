@@ -7,8 +7,12 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,3 +62,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "gpt2-tiny"
     save(net, tokenizer, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_model: Path) -> "Tokenizer":
+    """The tokenizer of `tiny_model`."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(tiny_model / "tokenizer.json"))

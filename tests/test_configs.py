@@ -20,8 +20,10 @@ from lodarepro.methods import REGISTRY
 FOLDER = compose.config_folder()
 GROUPS = compose.groups()
 OPTIONS = [(group, name) for group, names in GROUPS.items() for name in names]
-TUNED = sorted(path.stem for path in (FOLDER / "tuned").glob("*.yaml"))
 CELL = ("protocol", "model", "method", "dataset")
+FOLLOWING = {"tuned": CELL, "settings": ("protocol", "dataset")}
+"""groups whose files are found by the names of these choices"""
+TUNED = sorted((group, path.stem) for group in FOLLOWING for path in (FOLDER / group).glob("*.yaml"))
 NAMES = [
     (protocol, model, method, dataset)
     for protocol, model, method, dataset in itertools.product(*(GROUPS[group] for group in CELL))
@@ -34,9 +36,10 @@ def run_of(names: Sequence[str]) -> config.Run:
     return cell.run
 
 
-def parts(stem: str) -> list[tuple[str, ...]]:
-    """The cells whose tuned file would be called so."""
-    return [names for names in NAMES if "_".join(names) == stem]
+def parts(group: str, stem: str) -> list[tuple[str, ...]]:
+    """The cells for which a file of this group would be called so."""
+    places = [CELL.index(choice) for choice in FOLLOWING[group]]
+    return [names for names in NAMES if "_".join(names[i] for i in places) == stem]
 
 
 def test_the_groups_are_those_that_the_plan_names():
@@ -74,46 +77,49 @@ def test_names_leave_no_doubt():
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name) for _, name in OPTIONS)
 
 
-@pytest.mark.parametrize("stem", TUNED)
-def test_a_tuned_file_belongs_to_one_cell(stem: str):
+@pytest.mark.parametrize(("group", "stem"), TUNED)
+def test_a_tuned_file_belongs_to_its_cells(group: str, stem: str):
     """Hydra looks for it as an optional group: a misnamed file would never be read, silently."""
-    assert len(parts(stem)) == 1, f"configs/tuned/{stem}.yaml is no <protocol>_<model>_<method>_<dataset>"
+    found = parts(group, stem)
+    assert found, f"configs/{group}/{stem}.yaml is no {'_'.join(f'<{choice}>' for choice in FOLLOWING[group])}"
+    assert group != "tuned" or len(found) == 1
 
 
-@pytest.mark.parametrize("stem", TUNED)
-def test_a_tuned_file_takes_effect(stem: str):
+@pytest.mark.parametrize(("group", "stem"), TUNED)
+def test_a_tuned_file_takes_effect(group: str, stem: str):
     """Each of its values is in the composed run, and at least one is not what it would be without."""
-    path = FOLDER / "tuned" / f"{stem}.yaml"
-    assert path.read_text(encoding="utf-8").startswith("# @package _global_\n"), "else it lands below `tuned`"
+    path = FOLDER / group / f"{stem}.yaml"
+    assert path.read_text(encoding="utf-8").startswith("# @package _global_\n"), "else it lands below its group"
     tree = OmegaConf.load(path)
     assert isinstance(tree, DictConfig)
     assert tree.keys() <= {"train", "decode", "method", "protocol"}, "these sections alone may be tuned"
-    (names,) = parts(stem)
+    # A more special file has the last word, so one cell is enough that shows all values.
+    assert any(takes_effect(tree, names, group) for names in parts(group, stem))
+
+
+def takes_effect(tree: DictConfig, names: Sequence[str], group: str) -> bool:
     described = OmegaConf.create(compose.plain(run_of(names)))
-    merged = OmegaConf.merge(described, tree)
-    assert merged == described, "a value is not in the run"
-
-    without = untuned(names)
-    assert OmegaConf.merge(without, tree) != without, "the file changes nothing"
+    without = untuned(names, group)
+    return bool(OmegaConf.merge(described, tree) == described and OmegaConf.merge(without, tree) != without)
 
 
-def untuned(names: Sequence[str]) -> DictConfig:
-    """The cell as its groups alone make it, without the file that is tuned for it."""
+def untuned(names: Sequence[str], group: str) -> DictConfig:
+    """The cell as it would be without its file of this group."""
     compose.register_schemas()
     overrides = [f"{group}={name}" for group, name in zip(CELL, names, strict=True)]
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        composed = hydra_compose(compose.PRIMARY, overrides=[*overrides, "tuned=none-such"])
+        composed = hydra_compose(compose.PRIMARY, overrides=[*overrides, f"{group}=none-such"])
     return OmegaConf.create(compose.plain(compose.to_run(composed)))
 
 
-@pytest.mark.parametrize("stem", TUNED)
-def test_a_tuned_value_names_its_source(stem: str):
+@pytest.mark.parametrize(("group", "stem"), TUNED)
+def test_a_tuned_value_names_its_source(group: str, stem: str):
     """A number of a paper carries where it stands; one of our own says so and why."""
-    text = (FOLDER / "tuned" / f"{stem}.yaml").read_text(encoding="utf-8")
+    text = (FOLDER / group / f"{stem}.yaml").read_text(encoding="utf-8")
     for line in text.splitlines()[1:]:
         code, _, comment = line.partition("#")
         if re.search(r":\s*\S", code):
-            assert comment.strip(), f"configs/tuned/{stem}.yaml: no source on the line '{line}'"
+            assert comment.strip(), f"configs/{group}/{stem}.yaml: no source on the line '{line}'"
 
 
 def test_all_cells_compose():

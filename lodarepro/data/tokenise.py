@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,19 @@ class Encoded:
         )
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a method does to the ids of every context.
+
+    Attributes:
+        key: all that `apply` depends on, as text: part of the cache's fingerprint.
+        apply: from a context's ids, its separator included, to those that the model sees.
+    """
+
+    key: str
+    apply: Callable[[list[int]], list[int]]
+
+
 def token_id(tokenizer: Tokenizer, text: str, where: str) -> int:
     """The one token that is `text`.
 
@@ -70,14 +83,22 @@ def token_id(tokenizer: Tokenizer, text: str, where: str) -> int:
     return int(ids[0])
 
 
-def encode_contexts(texts: Sequence[str], tokenizer: Tokenizer, protocol: config.Protocol) -> list[list[int]]:
-    """Contexts with their separator: `BPE(context) + [context_end]`."""
+def encode_contexts(
+    texts: Sequence[str], tokenizer: Tokenizer, protocol: config.Protocol, *, layout: Layout | None = None
+) -> list[list[int]]:
+    """Contexts with their separator, `BPE(context) + [context_end]`, as the method lays them out."""
     end = token_id(tokenizer, protocol.context_end, "protocol.context_end")
-    return [[*e.ids, end] for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    contexts = [[*e.ids, end] for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    return contexts if layout is None else [layout.apply(context) for context in contexts]
 
 
 def encode(
-    examples: Sequence[Example], tokenizer: Tokenizer, protocol: config.Protocol, *, cache: Path | None
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    protocol: config.Protocol,
+    *,
+    cache: Path | None,
+    layout: Layout | None = None,
 ) -> Encoded:
     """Tokenise pairs as `BPE(context) + [end]`, `BPE(" " + completion) + [end]` (protocol section 1).
 
@@ -86,19 +107,20 @@ def encode(
         tokenizer: the model's.
         protocol: separator, prefix and end mark.
         cache: folder of the cache; None: no cache.
+        layout: what the method does to each context.
     """
-    from datasets import Dataset, disable_progress_bars, load_from_disk
+    from datasets import Dataset, disable_progress_bars
 
-    fingerprint = _fingerprint(examples, tokenizer, protocol)
+    fingerprint = _fingerprint(examples, tokenizer, protocol, layout)
     stored = None if cache is None else cache.expanduser() / "tokenised" / fingerprint
-    if stored is not None and stored.is_dir():
-        return _flat(load_from_disk(str(stored)))
+    if stored is not None and (found := _stored(stored)) is not None:
+        return found
 
     disable_progress_bars()
     end = token_id(tokenizer, protocol.completion_end, "protocol.completion_end")
 
     def tokenise(batch: dict[str, list[str]]) -> dict[str, list[object]]:
-        contexts = encode_contexts(batch["context"], tokenizer, protocol)
+        contexts = encode_contexts(batch["context"], tokenizer, protocol, layout=layout)
         completions = tokenizer.encode_batch(
             [protocol.completion_start + text for text in batch["completion"]], add_special_tokens=False
         )
@@ -116,12 +138,29 @@ def encode(
     return _flat(tokenised)
 
 
-def _fingerprint(examples: Sequence[Example], tokenizer: Tokenizer, protocol: config.Protocol) -> str:
+def _stored(folder: Path) -> Encoded | None:
+    """What the cache holds; a damaged entry is removed and counts as none."""
+    from datasets import load_from_disk
+
+    if not folder.is_dir():
+        return None
+    try:
+        return _flat(load_from_disk(str(folder)))
+    except Exception as e:  # whatever a damaged file makes the library raise
+        logger.warning("%s is damaged (%s): it is made again", folder, type(e).__name__)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
+def _fingerprint(
+    examples: Sequence[Example], tokenizer: Tokenizer, protocol: config.Protocol, layout: Layout | None
+) -> str:
     described = json.dumps(
         [
             TOKENISE_VERSION,
             hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
             [protocol.context_end, protocol.completion_start, protocol.completion_end],
+            None if layout is None else layout.key,
             [[e.context, e.completion] for e in examples],
         ]
     )

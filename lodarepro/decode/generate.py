@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from lodarepro import config
 from lodarepro.data.batch import prompt
-from lodarepro.data.tokenise import encode_contexts, token_id
+from lodarepro.data.tokenise import Layout, encode_contexts, token_id
 from lodarepro.data.types import Segment
 from lodarepro.decode.beam import Hypothesis, search
 from lodarepro.errors import Stopped
@@ -30,6 +30,7 @@ def decode(
     *,
     protocol: config.Protocol,
     batch: int,
+    layout: Layout | None = None,
     stop_signal: Callable[[], int | None] = lambda: None,
 ) -> list[Decoded]:
     """Decode every segment's context.
@@ -41,6 +42,7 @@ def decode(
         settings: the search.
         protocol: separator and longest sequence.
         batch: prompts searched at once; the texts do not depend on it.
+        layout: what the method does to each context.
         stop_signal: asked after each batch.
 
     Raises:
@@ -49,7 +51,7 @@ def decode(
     end_ids = [token_id(tokenizer, text, "decode.end_tokens") for text in settings.end_tokens]
     prompts = [
         prompt(ids, max_length=protocol.max_length, max_new_tokens=settings.max_new_tokens)
-        for ids in encode_contexts([s.context for s in segments], tokenizer, protocol)
+        for ids in encode_contexts([s.context for s in segments], tokenizer, protocol, layout=layout)
     ]
     # Prompts of like length together: less padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -68,7 +70,7 @@ def decode(
         Decoded(
             context=segment.context,
             references=segment.references,
-            hypothesis=text_of(found[i].tokens, tokenizer),
+            hypothesis=text_of(found[i].tokens, tokenizer, end=protocol.completion_end),
             subset=segment.subset,
             log_score=found[i].score,
             finished=found[i].finished,
@@ -77,7 +79,7 @@ def decode(
     ]
 
 
-def text_of(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+def text_of(tokens: Sequence[int], tokenizer: Tokenizer, *, end: str) -> str:
     """Tokens as text, cut at the end mark, then at the first blank line, and stripped (section 3)."""
     text = tokenizer.decode(list(tokens), skip_special_tokens=False)
-    return str(text).split("<|endoftext|>")[0].split("\n\n")[0].strip()
+    return str(text).split(end)[0].split("\n\n")[0].strip()

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from lodarepro.data.tokenise import Layout
 from lodarepro.errors import BadInput
 from lodarepro.model import GPT2
 from lodarepro.model.weights import save_tensors
@@ -32,14 +34,28 @@ class Method:
     Attributes:
         attach: edits the frozen model: (model, config, generator) -> None. New parameters are drawn
             from the CPU generator, on whichever device the model is.
+        layout: (config, tokenizer) -> what is done to the ids of every context, its separator
+            included, in training and decoding; None: nothing.
+        param_groups: (model, config) -> optimizer groups with `params` and `lr_scale`, a factor on the
+            schedule's rate, which together hold each trained parameter once; None: one group at 1.
+        finalize: (model, config) -> None: edits the model after training where what is kept differs
+            from what was trained; None: it is the same.
     """
 
     attach: Callable[[GPT2, Any, torch.Generator], None]
+    layout: Callable[[Any, Tokenizer], Layout] | None = None
+    param_groups: Callable[[GPT2, Any], list[dict[str, Any]]] | None = None
+    finalize: Callable[[GPT2, Any], None] | None = None
 
 
 def trained(model: GPT2) -> dict[str, Tensor]:
     """Name to parameter of all that trains; the tied embedding once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def one_group(model: GPT2) -> list[dict[str, Any]]:
+    """All that trains as one optimizer group at the schedule's rate."""
+    return [{"params": list(trained(model).values()), "lr_scale": 1.0}]
 
 
 def save_adapter(model: GPT2, path: Path, *, method: Any, base: str, base_sha256: str) -> None:

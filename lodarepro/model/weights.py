@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +29,13 @@ logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 EMBEDDED = Path(__file__).parent
+SEMANTICS: dict[str, tuple[object, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+}
+"""what a `config.json` may say of the computation, where it says anything"""
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,13 @@ class Checkpoint:
     Attributes:
         folder: where its three files are.
         sha256: of the file `model.safetensors`.
+        tokenizer_sha256: of the file `tokenizer.json`.
         origin: `embedded`, `local` or `hub`.
     """
 
     folder: Path
     sha256: str
+    tokenizer_sha256: str
     origin: str
 
 
@@ -116,7 +126,7 @@ def _checked(model: config.Model, folder: Path, origin: str) -> Checkpoint:
             f"model '{model.name}': {folder} lacks {', '.join(missing)} (there: {there or 'nothing'}); "
             f"model.path must name a folder in Hugging Face layout with {CONFIG}, {WEIGHTS} and {TOKENIZER}"
         )
-    return Checkpoint(folder, sha256_of(folder / WEIGHTS), origin)
+    return Checkpoint(folder, sha256_of(folder / WEIGHTS), sha256_of(folder / TOKENIZER), origin)
 
 
 def _from_hub(model: config.Model, *, download: bool) -> Path | None:
@@ -163,12 +173,19 @@ def load(checkpoint: Checkpoint, model: config.Model) -> GPT2:
     """
     sizes = sizes_of(model)
     where = f"model '{model.name}': {checkpoint.folder / CONFIG}"
+    described = _described(checkpoint.folder)
     faults = [
-        f"{where} says {key} = {found}, expected {want}; "
-        f"choose the model option that fits the checkpoint, or set model.{key}={found}"
-        if found is not None
+        f"{where} says {key} = {described[key]}, expected {want}; "
+        f"choose the model option that fits the checkpoint, or set model.{key}={described[key]}"
+        if described.get(key) is not None
         else f"{where} lacks {key}, expected {want}; fetch it again"
-        for key, found, want in _unlike(checkpoint.folder, sizes)
+        for key, want in asdict(sizes).items()
+        if described.get(key) != want
+    ]
+    faults += [
+        f"{where} says {key} = {described[key]}, which is not GPT-2 as this project computes it ({allowed[0]})"
+        for key, allowed in SEMANTICS.items()
+        if key in described and described[key] not in allowed
     ]
     if faults:
         raise BadInput(faults)
@@ -185,14 +202,14 @@ def load(checkpoint: Checkpoint, model: config.Model) -> GPT2:
     return net.float().eval()
 
 
-def _unlike(folder: Path, sizes: Sizes) -> list[tuple[str, object, int]]:
+def _described(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"it holds {type(found).__name__}")
     except ValueError as e:
         raise BadInput(f"{folder / CONFIG} is not a JSON object ({_first_line(e)}); fetch it again") from None
-    return [(key, found.get(key), want) for key, want in asdict(sizes).items() if found.get(key) != want]
+    return found
 
 
 def _state(tensors: dict[str, torch.Tensor], net: GPT2, path: Path) -> dict[str, torch.Tensor]:
@@ -212,6 +229,10 @@ def _state(tensors: dict[str, torch.Tensor], net: GPT2, path: Path) -> dict[str,
         for name, t in found.items()
         if name in wanted and t.shape != wanted[name].shape
     ]
+    tied = found.get("wte.weight")
+    head = tensors.get("lm_head.weight", tied)
+    if tied is not None and head is not None and not torch.equal(head, tied):
+        faults.append(f"{path}: 'lm_head.weight' is not the embedding, as it is in a GPT-2")
     if faults:
         raise BadInput(sorted(faults))
     # A copy: the tensors are a mapping of the file, which must not reach into the model when it changes.
@@ -219,16 +240,24 @@ def _state(tensors: dict[str, torch.Tensor], net: GPT2, path: Path) -> dict[str,
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The checkpoint's tokenizer.
+    """The checkpoint's tokenizer, without the truncation and padding that its file may ask for.
 
     Raises:
-        BadInput: the file is corrupt.
+        BadInput: the file is corrupt, or has more entries than the model.
     """
     path = checkpoint.folder / TOKENIZER
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:  # the library raises bare Exception
         raise BadInput(f"{path} is not a readable tokenizer ({_first_line(e)}); fetch it again") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    entries = _described(checkpoint.folder).get("vocab_size", 0)
+    if tokenizer.get_vocab_size() > entries:
+        raise BadInput(
+            f"{path} has {tokenizer.get_vocab_size()} entries, the model {entries}: it is another model's tokenizer"
+        )
+    return tokenizer
 
 
 def save(net: GPT2, tokenizer: Tokenizer, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:

@@ -2,41 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lodarepro.records import Evaluation, Record
 from lodarepro.report.units import COLUMNS, printed
 
+SHOWN = ("model.", "dataset.", "method.name", "method.rank", "seed", "data.", "results.", "runtime.")
+"""settings that have a column or are no part of a run's identity"""
+
 
 def summary(found: Sequence[Record]) -> str:
-    """Markdown tables of runs, one for each suite of metrics, in the order of the runs."""
+    """Markdown tables of runs, one for each suite of metrics, in the order of the runs.
+
+    A setting in which rows differ otherwise (a swept learning rate, another decoding) gets a column,
+    so that no two rows look alike.
+    """
     tables = []
     for suite in dict.fromkeys(record.config["dataset"]["suite"] for record in found):
-        columns = COLUMNS[suite]
-        head = ["dataset", "model", "method", "trainable", "seed", "val loss"]
-        rows = [[*head, *(column.title for column in columns.values())]]
-        rows += [
-            _row(record, evaluation, suite)
+        lines = [
+            (record, evaluation)
             for record in found
             if record.config["dataset"]["suite"] == suite
             for evaluation in record.evaluations
+        ]
+        settings = [_settings(record, evaluation) for record, evaluation in lines]
+        differing = sorted(
+            key
+            for key in {key for one in settings for key in one}
+            # A method lacks another's options: a key counts where rows that have it differ.
+            if len({str(one[key]) for one in settings if key in one}) > 1
+        )
+        head = ["dataset", "model", "method", "trainable", "seed", *differing, "val loss"]
+        rows = [[*head, *(column.title for column in COLUMNS[suite].values())]]
+        rows += [
+            _row(record, evaluation, [str(one.get(key, "")) for key in differing])
+            for (record, evaluation), one in zip(lines, settings, strict=True)
         ]
         tables.append(markdown(rows))
     return "\n\n".join(tables)
 
 
-def _row(record: Record, evaluation: Evaluation, suite: str) -> list[str]:
+def _settings(record: Record, evaluation: Evaluation) -> dict[str, Any]:
+    tree = {**record.config, "decode": evaluation.decode, "checkpoint": evaluation.checkpoint}
+    return {key: value for key, value in _flat(tree).items() if not key.startswith(SHOWN)}
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found
+
+
+def _row(record: Record, evaluation: Evaluation, differing: Sequence[str]) -> list[str]:
     described = record.config
     subset = "" if evaluation.subset == "all" else f" ({evaluation.subset})"
     rank = described["method"].get("rank")
+    columns = COLUMNS[described["dataset"]["suite"]]
     return [
         described["dataset"]["name"] + subset,
         described["model"]["name"],
         described["method"]["name"] + ("" if rank is None else f" r={rank}"),
         f"{record.parameters['trainable']:,}",
         str(described["seed"]),
+        *differing,
         f"{evaluation.val_loss:.3f}",
-        *(printed(evaluation.scores[key], column) for key, column in COLUMNS[suite].items()),
+        *(printed(evaluation.scores[key], column) for key, column in columns.items()),
     ]
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from lodarepro import config
 from lodarepro.data.batch import Batch, collate, epoch_order, steps_an_epoch
 from lodarepro.data.tokenise import Encoded
 from lodarepro.errors import RunFailed, Stopped
-from lodarepro.methods import trained
+from lodarepro.methods import one_group, trained
 from lodarepro.model import GPT2
 from lodarepro.seeds import derived_seed
 from lodarepro.train import checkpoint
@@ -47,7 +48,11 @@ def batch_loss(model: GPT2, batch: Batch, *, label_smoothing: float) -> Tensor:
 
 @torch.no_grad()
 def validation_loss(model: GPT2, data: Encoded, settings: config.Train, protocol: config.Protocol) -> float:
-    """Mean over batches of `train.valid_batch_size` of each batch's loss, without label smoothing."""
+    """Mean over batches of `train.valid_batch_size` of each batch's loss, without label smoothing.
+
+    As in the original, the last batch is filled with rows drawn at random; here with the same ones
+    every time, so that epochs compare.
+    """
     model.eval()
     device = model.wte.weight.device
     sums, counts = torch.zeros(len(data)), torch.zeros(len(data))
@@ -57,15 +62,18 @@ def validation_loss(model: GPT2, data: Encoded, settings: config.Train, protocol
         batch = batch.to(device)
         with autocast(settings, device):
             logits = model.logits(model(batch.inputs)[batch.mask]).float()  # (N, V)
-        token_loss = F.cross_entropy(logits, batch.targets[batch.mask], reduction="none")
-        row_of_token = batch.mask.nonzero()[:, 0]
-        row_sums = torch.zeros(len(rows), device=device).index_add_(0, row_of_token, token_loss)
-        sums[rows] = row_sums.cpu()
+        token_loss = torch.zeros(batch.mask.shape, device=device)  # (B, T)
+        token_loss[batch.mask] = F.cross_entropy(logits, batch.targets[batch.mask], reduction="none")
+        sums[rows] = token_loss.sum(1).cpu()
         counts[rows] = batch.mask.sum(1).float().cpu()
     model.train()
+    size = settings.valid_batch_size
+    order = torch.from_numpy(
+        epoch_order(len(data), 0, batch_size=size, seed=0, shuffle=False, fill=settings.fill_last_batch)
+    )
     means = [
         float(s.sum() / (c.sum() + DENOMINATOR_EPS))
-        for s, c in zip(sums.split(settings.valid_batch_size), counts.split(settings.valid_batch_size), strict=True)
+        for s, c in zip(sums[order].split(size), counts[order].split(size), strict=True)
     ]
     return sum(means) / len(means)
 
@@ -90,6 +98,8 @@ def train(
     *,
     protocol: config.Protocol,
     seed: int,
+    groups: list[dict[str, Any]] | None = None,
+    stretch: dict[str, Any] | None = None,
     checkpoint_path: Path | None = None,
     checkpoint_minutes: float = 5.0,
     stop_signal: Callable[[], int | None] = lambda: None,
@@ -102,7 +112,9 @@ def train(
         valid: the validation split.
         settings: the optimisation.
         protocol: the layout of a pair.
-        seed: data order, filler rows and dropout.
+        seed: data order and dropout.
+        groups: optimizer groups with `params` and `lr_scale`; None: one group at 1.
+        stretch: what to note of this start or continuation (code, device).
         checkpoint_path: continued from if it exists; None: no checkpoints.
         checkpoint_minutes: time between checkpoints within an epoch.
         stop_signal: asked after each step: the number of a signal that asks to stop, or None.
@@ -116,7 +128,7 @@ def train(
     """
     device = model.wte.weight.device
     parameters = list(trained(model).values())
-    optimizer = make_optimizer(parameters, settings)
+    optimizer = make_optimizer(one_group(model) if groups is None else groups, settings)
     an_epoch, total = steps_an_epoch(len(data), settings.batch_size), total_steps(len(data), settings)
     if settings.warmup_steps >= total:
         logger.warning(
@@ -131,7 +143,9 @@ def train(
         progress = Progress(step=0, losses=torch.zeros(total))
     else:
         logger.info("continuing at step %d of %d", progress.step, total)
+    progress.stretches.append({"from_step": progress.step, **(stretch or {})})
     began = saved = time.monotonic()
+    due = False
     spent_before = progress.seconds
     model.train()
 
@@ -159,7 +173,7 @@ def train(
                 if settings.clip is not None:
                     torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(settings, step, total)
+                    group["lr"] = group["lr_scale"] * learning_rate(settings, step, total)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
@@ -172,11 +186,11 @@ def train(
                 logger.info("epoch %d of %d: validation loss %.4f", epoch + 1, settings.epochs, val_loss)
             # Gradients are not part of a checkpoint, so it waits for a whole update.
             number = stop_signal()
-            due = i + 1 == an_epoch or time.monotonic() - saved > 60 * checkpoint_minutes
+            due = due or i + 1 == an_epoch or time.monotonic() - saved > 60 * checkpoint_minutes
             if checkpoint_path and whole_update and (due or number is not None):
                 progress.seconds = spent_before + time.monotonic() - began
                 checkpoint.save(checkpoint_path, model, optimizer, progress)
-                saved = time.monotonic()
+                saved, due = time.monotonic(), False
             if number is not None and (whole_update or not checkpoint_path):
                 raise Stopped(f"stopped at step {progress.step} of {total}; the same command continues", number)
     progress.seconds = spent_before + time.monotonic() - began

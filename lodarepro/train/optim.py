@@ -26,7 +26,7 @@ class LoraAdamW(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         *,
         lr: float,
         betas: tuple[float, float],
@@ -80,11 +80,11 @@ class LoraAdamW(Optimizer):
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
 
 
-def make_optimizer(params: Iterable[Tensor], settings: config.Train) -> Optimizer:
-    """The optimizer that `train.optimizer` names."""
+def make_optimizer(groups: list[dict[str, Any]], settings: config.Train) -> Optimizer:
+    """The optimizer that `train.optimizer` names, over groups with `params` and `lr_scale`."""
     if settings.optimizer == "lora":
         return LoraAdamW(
-            params,
+            groups,
             lr=settings.lr,
             betas=settings.betas,
             eps=settings.eps,
@@ -92,7 +92,7 @@ def make_optimizer(params: Iterable[Tensor], settings: config.Train) -> Optimize
             bias_correction=settings.bias_correction,
         )
     return torch.optim.AdamW(
-        params, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
     )
 
 

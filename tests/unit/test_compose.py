@@ -270,11 +270,10 @@ def test_keys_of_an_unknown_option_are_not_judged():
 
 
 def test_all_combined_faults_together():
-    assert faults(*NANO, "model.n_head=3", "protocol.max_length=600", "decode.beam=3000", "method.targets=[]") == (
+    assert faults(*NANO, "model.n_head=3", "protocol.max_length=600", "decode.beam=3000") == (
         "model.n_head=3 does not divide model.n_embd=128",
         "protocol.max_length=600 exceeds the model's 512 positions; set protocol.max_length=512 or less",
         "decode.beam=3000 exceeds the vocabulary of 2048",
-        "method.targets=[]: name at least one target, each once",
     )
 
 

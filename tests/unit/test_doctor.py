@@ -153,7 +153,7 @@ def test_a_package_without_its_model_says_so(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_model_in_the_cache_is_found(monkeypatch: pytest.MonkeyPatch):
-    found = weights.Checkpoint(Path("/x"), "a" * 64, "hub")
+    found = weights.Checkpoint(Path("/x"), "a" * 64, "b" * 64, "hub")
     monkeypatch.setattr(weights, "find", lambda model, download=True: found if "medium" in model.name else None)
     set_checks(monkeypatch, java=True, embedded=True, data_cache=True)
     good, text = checks(examine())["model cache"]

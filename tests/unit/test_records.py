@@ -130,7 +130,7 @@ def test_a_corrupt_record_is_one_line_with_the_way_out(tmp_path: Path, content: 
         records.read(tmp_path)
     (fault,) = e.value.faults
     assert fault.startswith(f"{path} is not a record (") and "\n" not in fault
-    assert fault.endswith("delete it to run again, what was trained is kept")
+    assert fault.endswith("delete it to run again")
 
 
 def test_fields_of_another_version(tmp_path: Path):
