@@ -323,6 +323,62 @@ def test_an_adapter_is_refused_on_another_base(copied, tmp_path, tiny_model, cap
     assert "was trained on gpt2-nano (weights sha256" in capsys.readouterr().err
 
 
+def test_another_tokenizer_is_another_base(cell, copied, tmp_path, tiny_model, capsys):
+    other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    one, two = list(tokenizer["model"]["vocab"])[100:102]
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert main(["decode", str(copied), "decode.beam=3", f"model.path={other}"]) == 2
+    assert "its tokenizer is not the one that" in capsys.readouterr().err
+
+    # Nor is the finished run served for it: this one starts, and is stopped by its first fault.
+    assert main(["run", *cell, f"model.path={other}", "train.lr=1e-2", "decode.end_tokens=[wxyz]"]) == 2
+    assert len(run_folders(tmp_path)) == 2
+
+
+def test_lost_hypotheses_are_decoded_again(copied, capsys):
+    before = records.read(copied)
+    assert before is not None
+    (copied / before.evaluations[0].hypotheses).unlink()
+    assert main(["score", str(copied)]) == 2
+    assert "decode the run again" in capsys.readouterr().err
+    assert main(["decode", str(copied)]) == 0
+    assert records.read(copied) == before
+
+
+def test_options_may_stand_anywhere_and_a_sweeps_folder_is_hydras(cell, copied, tmp_path, capsys):
+    stale = tmp_path / "sweep" / "cell7"
+    stale.mkdir(parents=True)
+    (stale / "status.json").write_text('{"number": 7, "exit_code": 1, "faults": ["old"], "overrides": []}')
+    folder = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    assert main(["run", *cell, "train.lr=1e-2", folder, "hydra.sweep.subdir=cell${hydra.job.num}", "-m"]) == 0
+    assert "1 of 1 cells finished" in capsys.readouterr().out
+    assert (tmp_path / "sweep" / "cell0" / "status.json").exists()
+
+
+@pytest.mark.parametrize("command", ["decode", "score", "count", "data"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as e:
+        main([command, "--help"])
+    assert e.value.code == 0
+    assert f"lodarepro {command}" in capsys.readouterr().out
+
+
+def test_a_damaged_token_cache_is_made_again(cell, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LODAREPRO_CACHE", str(tmp_path / "cache"))
+    stop = ["dataset.limit.train=16", "decode.end_tokens=[wxyz]"]  # a fault after training, to be quick
+    assert main(["run", *cell, *stop, "train.epochs=1"]) == 2
+    (entry, *_) = sorted((tmp_path / "cache" / "tokenised").iterdir())
+    for file in entry.glob("*.arrow"):
+        file.write_bytes(b"damaged")
+    assert main(["run", *cell, *stop, "train.epochs=2"]) == 2
+    shown = capsys.readouterr().err
+    assert "is damaged" in shown
+    assert "can't be" not in shown.replace("can't be added", "")
+
+
 def test_what_hydras_users_expect(cell, capsys):
     assert main(["run", *cell, "--cfg", "job"]) == 0
     shown = capsys.readouterr().out
