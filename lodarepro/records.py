@@ -11,13 +11,13 @@ Layout of a run's folder (results/README.md says what is promised):
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lodarepro.errors import BadInput
+from lodarepro.files import write_atomically
 from lodarepro.scores import Score
 
 SCHEMA = 1
@@ -97,23 +97,10 @@ class Record:
     schema: int = field(default=SCHEMA)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: a reader sees the old content or the new, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write(folder: Path, record: Record) -> None:
     """Write a run's `record.json`."""
     text = json.dumps(asdict(record), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(folder / RECORD, text + "\n")
+    write_atomically(folder / RECORD, f"{text}\n".encode())
 
 
 def read(folder: Path) -> Record | None:
@@ -147,7 +134,7 @@ def _score(tree: dict[str, Any]) -> Score:
 def write_decoded(path: Path, decoded: Iterable[Decoded]) -> None:
     """Write hypotheses with their references, one segment a line."""
     path.parent.mkdir(exist_ok=True)
-    write_text(path, "".join(json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in decoded))
+    write_atomically(path, "".join(json.dumps(asdict(d), ensure_ascii=False) + "\n" for d in decoded).encode())
 
 
 def read_decoded(path: Path) -> list[Decoded]:
@@ -177,4 +164,4 @@ def read_decoded(path: Path) -> list[Decoded]:
 def write_steps(path: Path, rates: Sequence[float], losses: Sequence[float]) -> None:
     """Write learning rate and loss of every step."""
     lines = [f"{i},{lr:.9g},{loss:.9g}" for i, (lr, loss) in enumerate(zip(rates, losses, strict=True))]
-    write_text(path, "\n".join(["step,lr,loss", *lines]) + "\n")
+    write_atomically(path, "\n".join(["step,lr,loss", *lines, ""]).encode())

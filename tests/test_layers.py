@@ -19,6 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.p
 LEVELS = {
     "__init__": 0,
     "errors": 0,
+    "files": 0,
     "seeds": 0,
     "config": 1,
     "scores": 1,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,6 +22,7 @@ from tokenizers import Tokenizer
 
 from lodarepro import config
 from lodarepro.errors import BadInput
+from lodarepro.files import write_atomically
 from lodarepro.model.gpt2 import GPT2, Sizes
 
 logger = logging.getLogger(__name__)
@@ -66,16 +66,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: d
     Raises:
         OSError: the file can't be written; no partial file stays.
     """
-    partial = path.with_name(path.name + ".partial")
-    content = serialise({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, metadata=metadata)
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_atomically(path, serialise(content, metadata=metadata))
 
 
 def hub_name(name: str) -> str:
