@@ -8,8 +8,8 @@ from typing import Any
 from lodarepro.records import Evaluation, Record
 from lodarepro.report.units import COLUMNS, printed
 
-SHOWN = ("model.", "dataset.", "method.name", "method.rank", "seed", "data.", "results.", "runtime.")
-"""settings that have a column or are no part of a run's identity"""
+SHOWN = ("model.", "dataset.name", "method.name", "method.rank", "seed", "checksums.")
+"""parts of a run's identity that have a column, or that follow from one"""
 
 
 def summary(found: Sequence[Record]) -> str:
@@ -44,7 +44,7 @@ def summary(found: Sequence[Record]) -> str:
 
 
 def _settings(record: Record, evaluation: Evaluation) -> dict[str, Any]:
-    tree = {**record.config, "decode": evaluation.decode, "checkpoint": evaluation.checkpoint}
+    tree = {**record.identity, "decode": evaluation.decode, "checkpoint": evaluation.checkpoint}
     return {key: value for key, value in _flat(tree).items() if not key.startswith(SHOWN)}
 
 

@@ -43,7 +43,7 @@ def record(suite: str, *, subsets: tuple[str, ...] = ("all",), **changes: Any) -
     evaluations = tuple(
         Evaluation("last", {}, "test", subset, "f", 1, SCORES[suite], val_loss=1.23456) for subset in subsets
     )
-    return Record("id", config, {}, {}, {"trainable": 393216, "total": 355216384}, {}, evaluations)
+    return Record("id", config, config, {}, {"trainable": 393216, "total": 355216384}, {}, evaluations)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +125,34 @@ def test_a_score_that_is_missing_is_not_passed_over():
     lacking = {key: s for key, s in SCORES["e2e"].items() if key != "cider"}
     with pytest.raises(KeyError, match="cider"):
         summary([replace(run, evaluations=(replace(run.evaluations[0], scores=lacking),))])
+
+
+def head(text: str) -> list[str]:
+    return [cell.strip() for cell in text.splitlines()[0].strip("|").split("|")]
+
+
+def cells(text: str, title: str) -> list[str]:
+    at = head(text).index(title)
+    return [row.strip("|").split("|")[at].strip() for row in text.splitlines()[2:]]
+
+
+def test_a_setting_in_which_rows_differ_gets_a_column():
+    slow = record("e2e", train={"lr": 1e-4, "epochs": 5}, checksums={"train": "a"})
+    fast = record("e2e", train={"lr": 1e-3, "epochs": 5}, checksums={"train": "b"})
+    text = summary([slow, fast])
+    assert cells(text, "train.lr") == ["0.0001", "0.001"]
+    assert not {"train.epochs", "checksums.train"} & set(head(text))
+    assert "train.lr" not in head(summary([fast, fast]))
+
+
+def test_a_run_on_part_of_the_data_does_not_look_like_one_on_all():
+    whole = record("e2e", dataset={"name": "e2e", "suite": "e2e", "limit": {"train": None}})
+    cut = record("e2e", dataset={"name": "e2e", "suite": "e2e", "limit": {"train": 9}})
+    assert cells(summary([whole, cut]), "dataset.limit.train") == ["None", "9"]
+
+
+def test_two_decodings_of_a_run_are_told_apart():
+    one = record("e2e")
+    (evaluation,) = one.evaluations
+    wide, narrow = replace(evaluation, decode={"beam": 10}), replace(evaluation, decode={"beam": 2})
+    assert cells(summary([replace(one, evaluations=(wide, narrow))]), "decode.beam") == ["10", "2"]
