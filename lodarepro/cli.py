@@ -9,11 +9,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lodarepro import __version__
-from lodarepro.errors import BadInput, LodareproError, Stopped
+from lodarepro.errors import BadInput, LodareproError, Stopped, nearest
 
 logger = logging.getLogger("lodarepro")
 
@@ -25,6 +26,8 @@ usage: lodarepro COMMAND ...
   run [-m] [KEY=VALUE ...]        train, decode, score and record a cell, or with -m a sweep of them;
                                   lodarepro run --help lists the choices, --cfg job shows every setting
   decode RUN [decode.KEY=VALUE]   decode a finished run's test set anew, with other settings
+  score --hyp FILE --ref FILE     score texts by the official definitions (--suite e2e, webnlg, dart);
+                                  lodarepro score --help lists formats, intervals, comparisons
   score RUN ...                   derive finished runs' scores again from their kept hypotheses
   count [KEY=VALUE ...]           parameters and multiply-accumulates of a cell, without weights or data
   data prepare NAME [KEY=VALUE]   find or download a dataset, verify and count it
@@ -33,6 +36,13 @@ usage: lodarepro COMMAND ...
 RUN is a folder such as results/runs/e2e_gpt2-medium_lora-r4_lora_s1_0123456789ab.
 exit status: 0 done, 1 a run failed, 2 bad input, 130 or 143 stopped (the same command continues)
 """
+
+SCORE_USAGE = """\
+lodarepro score [--suite NAME] --hyp FILE --ref FILE [--num-refs N [--raw]] [--subsets FILE]
+                       [--confidence] [--segments FILE] [--json]
+       lodarepro score --compare A B --ref FILE [...]
+       lodarepro score RUN ... [--json]
+       lodarepro score --compare RUN RUN [--json]"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,8 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_to_stderr()
     try:
         if arguments[0] not in commands:
-            from lodarepro.errors import nearest
-
             raise BadInput(f"'{arguments[0]}': no such command{nearest(arguments[0], commands)}")
         return commands[arguments[0]](arguments[1:])
     except LodareproError as e:
@@ -205,22 +213,131 @@ def _decode(arguments: list[str]) -> int:
 
 
 def _score(arguments: list[str]) -> int:
-    from lodarepro import pipeline
-    from lodarepro.report.summary import summary
-
-    parser = argparse.ArgumentParser(prog="lodarepro score", description="re-score finished runs")
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folder of a finished run")
-    parser.add_argument("--json", action="store_true", help="scores with units and signatures")
+    parser = argparse.ArgumentParser(
+        prog="lodarepro score",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="score texts by the official definitions, or finished runs anew from their kept hypotheses",
+        usage=SCORE_USAGE,
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", type=Path, help="folder of a finished run")
+    parser.add_argument("--suite", metavar="NAME", help="e2e (default), webnlg or dart")
+    parser.add_argument("--hyp", metavar="FILE", type=Path, help="hypotheses: one a line, or a CSV/TSV with headers")
+    parser.add_argument(
+        "--ref",
+        metavar="FILE",
+        type=Path,
+        help="references: one a line, blocks between blank lines, or a CSV/TSV with headers; "
+        "with --num-refs the start of the names of N files",
+    )
+    parser.add_argument("--num-refs", metavar="N", type=int, help="the references are in the files FILE0 to FILE<N-1>")
+    parser.add_argument(
+        "--raw", action="store_true", help="with --num-refs: the texts are not lower-cased, split and padded yet"
+    )
+    parser.add_argument("--subsets", metavar="FILE", type=Path, help="a label a line; each is scored alone too")
+    parser.add_argument("--compare", metavar=("A", "B"), nargs=2, type=Path, help="two hypothesis files, or two runs")
+    parser.add_argument("--confidence", action="store_true", help="95 %% intervals by the bootstrap over segments")
+    parser.add_argument("--resamples", metavar="N", type=int, help="of the bootstrap (1000)")
+    parser.add_argument("--seed", metavar="N", type=int, help="of the bootstrap (12345)")
+    parser.add_argument("--segments", metavar="FILE", type=Path, help="write each segment's values there, as TSV")
+    parser.add_argument("--json", action="store_true", help="one object instead of a table")
     given = parser.parse_args(arguments)
-    found = [pipeline.rescore(folder) for folder in given.runs]
-    if given.json:
-        from dataclasses import asdict
+    if given.runs or (given.compare and all(path.is_dir() for path in given.compare)):
+        return _score_runs(given)
+    return _score_texts(given)
 
-        shown = [{"id": r.id, "evaluations": [asdict(e) for e in r.evaluations]} for r in found]
-        print(json.dumps(shown, indent=1, ensure_ascii=False))
-    else:
-        print(summary(found))
+
+def _score_runs(given: argparse.Namespace) -> int:
+    """`lodarepro score RUN...` and `lodarepro score --compare RUN RUN`."""
+    from lodarepro import records
+    from lodarepro.report import scores as shown
+    from lodarepro.report.summary import summary
+    from lodarepro.rescore import compare_runs, rescore
+
+    unfit = ["suite", "hyp", "ref", "num_refs", "raw", "subsets", "segments", "confidence"]
+    unfit += ["runs"] if given.compare else ["resamples", "seed"]
+    _refuse(given, unfit, "two runs to compare" if given.compare else "runs")
+    if given.compare:
+        found = compare_runs(given.compare[0], given.compare[1], **_bootstrap(given))
+        suite = records.finished(given.compare[0]).config["dataset"]["suite"]
+        _show(given, shown.comparison_as_json(suite, found), shown.comparison_table(suite, found))
+        return 0
+    rescored = [rescore(folder) for folder in given.runs]
+    evaluations = [{"id": r.id, "evaluations": [asdict(e) for e in r.evaluations]} for r in rescored]
+    _show(given, evaluations, summary(rescored))
     return 0
+
+
+def _score_texts(given: argparse.Namespace) -> int:
+    """`lodarepro score --hyp FILE --ref FILE` and `lodarepro score --compare FILE FILE --ref FILE`."""
+    from lodarepro import metrics
+    from lodarepro.files import write_atomically
+    from lodarepro.metrics import reading
+    from lodarepro.report import scores as shown
+
+    if not given.ref or not (given.hyp or given.compare):
+        raise BadInput(
+            "nothing to score: give --hyp FILE --ref FILE, or folders of finished runs (lodarepro score --help)"
+        )
+    if given.compare:
+        _refuse(given, ["hyp", "segments", "confidence"], "two files to compare")
+    elif not given.confidence:
+        _refuse(given, ["resamples", "seed"], "scores without --confidence")
+    if given.raw and given.num_refs is None:
+        raise BadInput("--raw says what the files of --num-refs hold; other references are raw anyway")
+    suite = given.suite or "e2e"
+    if suite not in metrics.SUITES:  # before files are read for it
+        raise BadInput(f"--suite {suite}: no such suite{nearest(suite, metrics.SUITES)}")
+    subsets = reading.read_labels(given.subsets) if given.subsets else None
+
+    def read(hypotheses: Path) -> tuple[list[str], list[list[str]]]:
+        if given.num_refs is None:
+            return reading.read_e2e(hypotheses, given.ref)
+        texts, references = reading.read_parallel(hypotheses, given.ref, given.num_refs, raw=given.raw)
+        if empty := sum(not text for segment in references for text in segment):
+            logger.warning("%d empty references count as such, as in GenerationEval; --raw leaves them out", empty)
+        return texts, references
+
+    if given.compare:
+        (of_a, references), (of_b, other) = map(read, given.compare)
+        if references != other:  # tables bring their own order of the segments
+            raise BadInput(
+                f"{given.compare[0]} and {given.compare[1]} are not in the same order: sort one as the other"
+            )
+        a, b = (metrics.measure(texts, references, suite=suite, subsets=subsets) for texts in (of_a, of_b))
+        found = metrics.compare(a, b, **_bootstrap(given))
+        _show(given, shown.comparison_as_json(suite, found), shown.comparison_table(suite, found))
+        return 0
+    measurement = metrics.measure(*read(given.hyp), suite=suite, subsets=subsets)
+    intervals = metrics.intervals(measurement, **_bootstrap(given)) if given.confidence else None
+    scores = measurement.scores(intervals=intervals)
+    if given.segments:
+        try:
+            write_atomically(given.segments, shown.segments_table(measurement).encode())
+        except OSError as e:
+            raise BadInput(f"{given.segments}: can't be written ({e.strerror}); give another file") from None
+    _show(given, shown.as_json(scores), shown.table(scores))
+    return 0
+
+
+def _bootstrap(given: argparse.Namespace) -> dict[str, int]:
+    from lodarepro.metrics import bootstrap
+
+    return {
+        "samples": bootstrap.SAMPLES if given.resamples is None else given.resamples,
+        "seed": bootstrap.SEED if given.seed is None else given.seed,
+    }
+
+
+def _refuse(given: argparse.Namespace, options: Sequence[str], what: str) -> None:
+    """Options that would be passed over in silence are bad input."""
+    found = [option for option in options if getattr(given, option) not in (None, False, [])]
+    if found:
+        names = ", ".join("RUN" if option == "runs" else f"--{option.replace('_', '-')}" for option in found)
+        raise BadInput(f"{names}: means nothing for {what}; leave it out (lodarepro score --help)")
+
+
+def _show(given: argparse.Namespace, tree: Any, text: str) -> None:
+    print(json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) if given.json else text)
 
 
 def _count(arguments: list[str]) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import signal
@@ -23,17 +21,17 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from lodarepro import compose, config, metrics, provenance, records
+from lodarepro import compose, config, provenance, records
 from lodarepro.cost import count_parameters
 from lodarepro.data import SPLITS, Split, load
 from lodarepro.data.sources import download_url
 from lodarepro.data.tokenise import encode
 from lodarepro.decode.generate import decode
-from lodarepro.errors import BadInput, LodareproError, RunFailed, Stopped
+from lodarepro.errors import BadInput, LodareproError, Stopped
 from lodarepro.methods import attach, finalize, layout, load_adapter, param_groups, save_adapter
 from lodarepro.model import GPT2, weights
 from lodarepro.records import Decoded, Evaluation, Record
-from lodarepro.scores import SuiteScores
+from lodarepro.rescore import measured
 from lodarepro.seeds import derived_seed
 from lodarepro.train.checkpoint import Progress
 from lodarepro.train.loop import total_steps, train
@@ -41,12 +39,11 @@ from lodarepro.train.optim import learning_rate
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT, LOCK = "checkpoint.safetensors", ".lock"
+CHECKPOINT = "checkpoint.safetensors"
 # Up to this width d a CPU run takes one thread: on a busy machine two were 20 times slower, as the
 # operations of a model of a million parameters are shorter than the threads' waiting for each other.
 TINY_WIDTH = 256
 DEFAULT_THREADS = torch.get_num_threads()
-WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 REACH_SECONDS = 5  # longest wait for a server before a run is said to be impossible
 
 
@@ -73,7 +70,7 @@ def execute(run: config.Run) -> Outcome:
         RunFailed: the training diverged, a scorer failed, or another process holds the run.
         Stopped: a signal asked to stop; the same call continues.
     """
-    with _stop_signals() as signals, _disk_faults(run.results.root):
+    with _stop_signals() as signals, records.disk_faults(run.results.root):
         try:
             folder, record = _execute(run, signals)
         except LodareproError:
@@ -96,7 +93,7 @@ def _execute(run: config.Run, signals: _Signals) -> tuple[Path, Record]:
         return folder, record
     model, tokenizer = weights.load(base, run.model), weights.load_tokenizer(base)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with records.locked(folder):
         if (record := records.read(folder)) is not None:  # finished by another process meanwhile
             return folder, record
         logger.info("run %s on %s", name, device)
@@ -178,35 +175,6 @@ def _execute(run: config.Run, signals: _Signals) -> tuple[Path, Record]:
         return folder, record
 
 
-def rescore(folder: Path) -> Record:
-    """Derive a finished run's scores again from the hypotheses and references in its folder.
-
-    Returns:
-        The record with the new scores, which has been written if they differ.
-
-    Raises:
-        BadInput: no finished run there, or its hypotheses are missing or corrupt.
-    """
-    _finished(folder)  # before a lock file is made in a folder that is none of a run
-    with _disk_faults(folder), _locked(folder):
-        record = _finished(folder)
-        suite = record.config["dataset"]["suite"]
-        scored: dict[str, SuiteScores] = {}
-        evaluations = []
-        for evaluation in record.evaluations:
-            if evaluation.hypotheses not in scored:
-                decoded = records.read_decoded(folder / evaluation.hypotheses)
-                scored[evaluation.hypotheses] = _score(decoded, suite)
-            found = scored[evaluation.hypotheses]
-            scores = found.scores if evaluation.subset == "all" else found.subsets[evaluation.subset]
-            evaluations.append(replace(evaluation, scores=scores))
-        new = replace(record, evaluations=tuple(evaluations))
-        if new != record:
-            logger.warning("%s: the scores differ from the record's, which is brought up to date", record.id)
-            records.write(folder, new)
-    return new
-
-
 def redecode(folder: Path, overrides: Sequence[str]) -> Record:
     """Decode a finished run's test split with other settings and append the evaluation.
 
@@ -221,10 +189,10 @@ def redecode(folder: Path, overrides: Sequence[str]) -> Record:
     Raises:
         BadInput: no finished run there; the base model or the test file is not the run's own.
     """
-    run = compose.changed(compose.from_plain(_finished(folder).config), overrides)
+    run = compose.changed(compose.from_plain(records.finished(folder).config), overrides)
     described = compose.plain(run)["decode"]
-    with _stop_signals() as signals, _disk_faults(folder), _locked(folder):
-        record = _finished(folder)
+    with _stop_signals() as signals, records.disk_faults(folder), records.locked(folder):
+        record = records.finished(folder)
         same = [e for e in record.evaluations if e.decode == described]
         if same and _readable(folder / same[0].hypotheses):
             logger.info("%s has an evaluation with these settings already", record.id)
@@ -263,13 +231,6 @@ def _readable(path: Path) -> bool:
         return bool(records.read_decoded(path))
     except BadInput:
         return False
-
-
-def _finished(folder: Path) -> Record:
-    record = records.read(folder)
-    if record is None:
-        raise BadInput(f"{folder} holds no {records.RECORD}: not the folder of a finished run")
-    return record
 
 
 def _decoded(run: config.Run, model: GPT2, tokenizer: Tokenizer, test: Split, signals: _Signals) -> list[Decoded]:
@@ -333,20 +294,6 @@ def _unreachable(url: str) -> str | None:
     return None
 
 
-@contextmanager
-def _disk_faults(folder: str | Path) -> Iterator[None]:
-    """Make an error of the disk one line; nothing is lost, as every file is written beside its place first."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in WRITE_ERRORS:
-            raise BadInput(
-                f"{e.filename or folder}: can't be written ({e.strerror}); make room or give another folder with "
-                "results.root=FOLDER; an unfinished run continues from its last checkpoint"
-            ) from e
-        raise BadInput(f"{e.filename or folder}: can't be used ({e.strerror or e}); check the path") from e
-
-
 class _Signals:
     number: int | None = None
 
@@ -372,17 +319,6 @@ def _stop_signals() -> Iterator[_Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes off a run; the lock is freed by the process's death."""
-    with (folder / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFailed(f"another process is at work on {folder}; try again when it has ended") from None
-        yield
 
 
 def _prepared_device(run: config.Run) -> torch.device:
@@ -420,20 +356,9 @@ def _write_steps(folder: Path, progress: Progress, settings: config.Train, *, pa
     records.write_steps(folder / records.STEPS, rates, progress.losses.tolist())
 
 
-def _score(decoded: Sequence[Decoded], suite: str) -> SuiteScores:
-    subsets = [d.subset for d in decoded]
-    return metrics.score(
-        [d.hypothesis for d in decoded],
-        [list(d.references) for d in decoded],
-        suite=suite,
-        subsets=subsets if any(subsets) else None,
-    )
-
-
 def _evaluations(run: config.Run, decoded: Sequence[Decoded], file: str, *, val_loss: float) -> tuple[Evaluation, ...]:
-    found = _score(decoded, run.dataset.suite)
+    found = measured(decoded, run.dataset.suite).scores()
     described = compose.plain(run)
-    sizes = {label: sum(d.subset == label for d in decoded) for label in found.subsets}
     return tuple(
         Evaluation(
             checkpoint="last",
@@ -447,6 +372,6 @@ def _evaluations(run: config.Run, decoded: Sequence[Decoded], file: str, *, val_
         )
         for subset, segments, scores in [
             ("all", found.segments, found.scores),
-            *((label, sizes[label], scores) for label, scores in found.subsets.items()),
+            *((label, found.subset_segments[label], scores) for label, scores in found.subsets.items()),
         ]
     )

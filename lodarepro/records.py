@@ -10,13 +10,16 @@ Layout of a run's folder (results/README.md says what is promised):
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lodarepro.errors import BadInput
+from lodarepro.errors import BadInput, RunFailed
 from lodarepro.files import write_atomically
 from lodarepro.scores import Score
 
@@ -24,6 +27,8 @@ SCHEMA = 1
 """Raised when a reader of old records would misread new ones."""
 
 RECORD, ADAPTER, STEPS, EVALUATIONS = "record.json", "adapter.safetensors", "steps.csv", "evaluations"
+LOCK = ".lock"
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 @dataclass(frozen=True)
@@ -126,9 +131,48 @@ def read(folder: Path) -> Record | None:
         raise BadInput(f"{path} is not a record ({e}); delete it to run again") from None
 
 
+def finished(folder: Path) -> Record:
+    """The record of a finished run.
+
+    Raises:
+        BadInput: there is none, or it is corrupt.
+    """
+    record = read(folder)
+    if record is None:
+        raise BadInput(f"{folder} holds no {RECORD}: not the folder of a finished run")
+    return record
+
+
 def _score(tree: dict[str, Any]) -> Score:
-    segments = tree.pop("segments")
-    return Score(**tree, segments=None if segments is None else tuple(segments))
+    for key in ("segments", "interval"):
+        if tree.get(key) is not None:
+            tree[key] = tuple(tree[key])
+    return Score(**tree)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes off a run; the lock is freed by the process's death."""
+    with (folder / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFailed(f"another process is at work on {folder}; try again when it has ended") from None
+        yield
+
+
+@contextmanager
+def disk_faults(folder: str | Path) -> Iterator[None]:
+    """Make an error of the disk one line; nothing is lost, as every file is written beside its place first."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in WRITE_ERRORS:
+            raise BadInput(
+                f"{e.filename or folder}: can't be written ({e.strerror}); make room or give another folder with "
+                "results.root=FOLDER; an unfinished run continues from its last checkpoint"
+            ) from e
+        raise BadInput(f"{e.filename or folder}: can't be used ({e.strerror or e}); check the path") from e
 
 
 def write_decoded(path: Path, decoded: Iterable[Decoded]) -> None:

@@ -7,6 +7,9 @@ from typing import Literal
 
 Unit = Literal["fraction", "percent", "points"]
 
+Interval = tuple[float, float]
+"""Lower and upper bound."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -21,6 +24,7 @@ class Score:
             may be compared or averaged only if their signatures are equal.
         segments: the value of each segment, in the order of the hypotheses, where the metric
             has one and it was asked for.
+        interval: the bootstrap confidence interval of the value, in `unit`, where it was asked for.
     """
 
     metric: str
@@ -29,6 +33,7 @@ class Score:
     higher_is_better: bool
     signature: str
     segments: tuple[float, ...] | None = None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,34 @@ class SuiteScores:
         segments: number of segments scored.
         scores: metric key to score, over all segments, in the suite's order.
         subsets: subset label (`seen`, `unseen`) to the same over its segments alone.
+        subset_segments: subset label to its number of segments.
     """
 
     suite: str
     segments: int
     scores: dict[str, Score]
     subsets: dict[str, dict[str, Score]]
+    subset_segments: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of two systems on the same segments, tested by the paired bootstrap.
+
+    Attributes:
+        a: the score of the one system, the baseline.
+        b: the score of the other.
+        difference: b - a, in the unit of the scores.
+        interval: the 95 % confidence interval of the difference.
+        p: two-sided p-value of the hypothesis that there is none.
+        samples: number of resamples.
+        seed: of their drawing.
+    """
+
+    a: Score
+    b: Score
+    difference: float
+    interval: Interval
+    p: float
+    samples: int
+    seed: int

@@ -30,6 +30,7 @@ LEVELS = {
     "records": 2,
     "compose": 3,
     "methods": 3,
+    "rescore": 3,
     "cost": 4,
     "decode": 4,
     "train": 4,
@@ -41,7 +42,7 @@ LEVELS = {
 }
 """level of each module or folder of the package; a module imports lower levels or its own folder"""
 
-NO_TORCH = ("metrics", "records", "scores", "config", "compose", "report", "errors", "seeds", "provenance")
+NO_TORCH = ("metrics", "records", "rescore", "scores", "config", "compose", "report", "errors", "seeds", "provenance")
 HEAVY = {"torch", "transformers", "datasets", "tokenizers", "safetensors"}
 
 

@@ -1,5 +1,6 @@
 """Scores of generated text by the official definitions; one metric a file, suites in `suites.py`."""
 
-from lodarepro.metrics.suites import SUITES, score
+from lodarepro.metrics.bootstrap import compare, intervals
+from lodarepro.metrics.suites import ALL, SUITES, Measurement, measure, score
 
-__all__ = ["SUITES", "score"]
+__all__ = ["ALL", "SUITES", "Measurement", "compare", "intervals", "measure", "score"]

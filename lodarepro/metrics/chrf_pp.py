@@ -6,10 +6,12 @@ sacrebleu's chrF++ differs from it in the fifth decimal: in how an order without
 from __future__ import annotations
 
 import string
-from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lodarepro.metrics import ngrams
 from lodarepro.metrics.segments import Figure, Group, Segments
 
 VERSION = "GenerationEval-8067849"
@@ -17,89 +19,98 @@ VERSION = "GenerationEval-8067849"
 CHARACTER_ORDERS = 6
 WORD_ORDERS = 2
 BETA = 2
-NOTHING = 1e-16  # stands for precision or recall without any n-gram
+NOTHING = 1e-16  # stands for precision or recall without any n-gram, and for the F score without any match
 
-
-@dataclass(frozen=True)
-class _Overlap:
-    """N-grams of one order: those that match, those of the reference, those of the hypothesis."""
-
-    matches: int
-    reference: int
-    hypothesis: int
-
-    def f_score(self) -> float:
-        precision = self.matches / self.hypothesis if self.hypothesis else NOTHING
-        recall = self.matches / self.reference if self.reference else NOTHING
-        weighted = BETA**2 * precision + recall
-        return (1 + BETA**2) * precision * recall / weighted if weighted else NOTHING
-
-
-# One for each order: those of characters, then those of words.
-_Overlaps = list[_Overlap]
-_Counts = Counter[Hashable]  # of the n-grams of one order
+# Those of characters, then those of words.
+ORDERS = (
+    *(f"characters_{order}" for order in range(1, CHARACTER_ORDERS + 1)),
+    *(f"words_{order}" for order in range(1, WORD_ORDERS + 1)),
+)
+COLUMNS = tuple(f"{what}_{order}" for what in ("matches", "reference", "hypothesis") for order in ORDERS)
 
 
 def chrf_pp(segments: Segments, groups: Sequence[Group]) -> list[Figure]:
     """chrF++ of each group, a fraction: the figure that the official tool prints, from all segments' n-grams.
 
-    Each segment counts with its best reference. Its own value is that reference's chrF++ (the mean over the
-    segments, which the tool also computes, is another figure). Blank references are left out; a segment with
-    no other has the value 0 and is left out of the group's figure.
+    Each segment counts with its best reference: n-grams that match, those of the reference, those of the
+    hypothesis. Its own value is that reference's chrF++ (the mean over the segments, which the tool also
+    computes, is another figure). Blank references are left out; a segment with no other has the value 0 and
+    adds nothing to the group's figure.
     """
-    best = [_best(*segment) for segment in zip(segments.hypotheses, segments.references, strict=True)]
+    # Repeated references change nothing but the time it takes.
+    used = Segments(
+        segments.hypotheses,
+        tuple(tuple(dict.fromkeys(text for text in texts if text.strip())) for texts in segments.references),
+    )
+    overlaps = np.concatenate(
+        [_overlaps(used, _characters, CHARACTER_ORDERS), _overlaps(used, _words, WORD_ORDERS)], axis=-1
+    )
+    # An order without matches counts 0 in a segment, but NOTHING in a group.
+    values = _mean(np.where(overlaps[:, 0] > 0, _f_scores(overlaps), 0))
+
+    # Each segment's references by value, of equals the first one first: then each segment's first is its best.
+    owners = np.repeat(np.arange(len(used)), [len(texts) for texts in used.references])
+    ranking = np.lexsort((-values, owners))
+    present, firsts = np.unique(owners, return_index=True)
+    best = ranking[firsts]
+    statistics = np.zeros((len(used), len(COLUMNS)))
+    statistics[present] = overlaps[best].reshape(-1, len(COLUMNS))
+    of_segments = np.zeros(len(used))
+    of_segments[present] = values[best]
+
     figures = []
     for group in groups:
-        found = [best[i] for i in group]
-        counted = [overlaps for _, overlaps in found if overlaps]
-        totals = [
-            _Overlap(
-                sum(overlap.matches for overlap in order),
-                sum(overlap.reference for overlap in order),
-                sum(overlap.hypothesis for overlap in order),
-            )
-            for order in zip(*counted, strict=True)
-        ]
-        figures.append(Figure(_mean_f(overlap.f_score() for overlap in totals), tuple(value for value, _ in found)))
+        indices = np.asarray(group)
+        figures.append(Figure(statistics[indices], _of_sums, COLUMNS, tuple(of_segments[indices].tolist())))
     return figures
 
 
-def _best(hypothesis: str, references: Sequence[str]) -> tuple[float, _Overlaps]:
-    """A segment's chrF++ and its counts with the best of its references (the first of equals)."""
-    mine = _ngrams(hypothesis)
-    best, kept = -1.0, []
-    for reference in dict.fromkeys(text for text in references if text.strip()):
-        overlaps = [_overlap(*order) for order in zip(mine, _ngrams(reference), strict=True)]
-        # An order without matches counts 0 in a segment, but NOTHING in a group.
-        value = _mean_f(overlap.f_score() if overlap.matches else 0.0 for overlap in overlaps)
-        if value > best:
-            best, kept = value, overlaps
-    return max(best, 0.0), kept
+def _of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    return _mean(_f_scores(sums.reshape(*sums.shape[:-1], 3, len(ORDERS))))
 
 
-def _mean_f(values: Iterable[float]) -> float:
+def _mean(orders: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over the orders, (..., orders) -> (...)."""
     # Summed in the tool's order, so that references that it finds equal are equal here to the last bit.
-    orders = list(values)
-    return (sum(orders[:CHARACTER_ORDERS]) + sum(orders[CHARACTER_ORDERS:])) / (CHARACTER_ORDERS + WORD_ORDERS)
+    each = list(np.moveaxis(orders, -1, 0))
+    total: NDArray[np.float64] = sum(each[1:CHARACTER_ORDERS], each[0]) + sum(
+        each[CHARACTER_ORDERS + 1 :], each[CHARACTER_ORDERS]
+    )
+    return total / len(ORDERS)
 
 
-def _overlap(hypothesis: _Counts, reference: _Counts) -> _Overlap:
-    # The tool leaves the hypothesis' n-grams out where the reference is too short to have any of that order.
-    of_hypothesis = hypothesis.total() if reference else 0
-    return _Overlap((hypothesis & reference).total(), reference.total(), of_hypothesis)
+def _f_scores(overlaps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F score of each order from the n-grams that match, those of reference and hypothesis, (..., 3, n) -> (..., n)."""
+    matches, reference, hypothesis = np.moveaxis(overlaps, -2, 0)
+    precision, recall = _ratio(matches, hypothesis), _ratio(matches, reference)
+    return _ratio((1 + BETA**2) * precision * recall, BETA**2 * precision + recall)
 
 
-def _ngrams(text: str) -> list[_Counts]:
-    """Counts of the n-grams of each order: those of characters (as strings), then those of words."""
-    characters = text.strip().replace(" ", "")
-    words = _words(text)
-    of_characters: list[_Counts] = [
-        Counter(characters[i : i + n] for i in range(len(characters) + 1 - n)) for n in range(1, CHARACTER_ORDERS + 1)
-    ]
-    of_words: list[_Counts] = [
-        Counter(tuple(words[i : i + n]) for i in range(len(words) + 1 - n)) for n in range(1, WORD_ORDERS + 1)
-    ]
-    return of_characters + of_words
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full_like(part, NOTHING), where=whole > 0)
+
+
+def _overlaps(segments: Segments, split: Callable[[str], list[str]], orders: int) -> NDArray[np.float64]:
+    """N-grams that match, those of the reference, those of the hypothesis: of each reference, (references, 3, orders).
+
+    References are numbered through all segments.
+    """
+    corpus = ngrams.count(segments, split, orders)
+    overlaps = np.zeros((len(corpus.owners), 3, orders))
+    for i, order in enumerate(corpus.orders):
+        in_reference, in_hypothesis = order.shared
+        counts = np.minimum(order.references.counts[in_reference], order.hypotheses.counts[in_hypothesis])
+        reference = np.maximum(corpus.reference_lengths - i, 0)
+        hypothesis = np.maximum(corpus.hypothesis_lengths - i, 0)[corpus.owners]
+        overlaps[:, 0, i] = np.bincount(order.references.texts[in_reference], counts, len(overlaps))
+        overlaps[:, 1, i] = reference
+        # The tool leaves them out where the reference is too short to have any of that order.
+        overlaps[:, 2, i] = np.where(reference > 0, hypothesis, 0)
+    return overlaps
+
+
+def _characters(text: str) -> list[str]:
+    return list(text.strip().replace(" ", ""))
 
 
 def _words(text: str) -> list[str]:

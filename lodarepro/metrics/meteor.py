@@ -2,47 +2,179 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+import os
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from lodarepro.errors import RunFailed
-from lodarepro.metrics import java
+import numpy as np
+from numpy.typing import NDArray
+
+from lodarepro.metrics import java, paraphrases
 from lodarepro.metrics.segments import Figure, Group, Segments
 
 VERSION = "1.5"
+
+STAGES = ("exact", "stem", "synonym", "paraphrase")
+COLUMNS = (
+    "length",
+    "reference_length",
+    "function_words",
+    "reference_function_words",
+    *(f"{stage}_{side}{kind}" for stage in STAGES for kind in ("content", "function") for side in ("", "reference_")),
+    "chunks",
+    "matches",
+    "reference_matches",
+)
+"""What METEOR counts in a segment with the best of its references, in the order of its answer."""
+
+# For English, of `-t rank`, the default: Denkowski and Lavie (2014), and the jar's own.
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of the stages
+
+WORKERS = min(4, len(os.sched_getaffinity(0)))
+SHARE = 1000  # pairs of hypothesis and reference that make another worker worth its start
+
+
+PROBE = (b"lodareproprobe", b"lodareproecho")
+"""A pair of phrases that no text holds."""
+
+
+def begin() -> None:
+    """Starts what can be done before the texts are there."""
+    paraphrases.begin()
 
 
 def meteor(segments: Segments, groups: Sequence[Group]) -> list[Figure]:
     """METEOR of each group, a fraction, with the values of its segments: `-l en -norm`, all references.
 
-    The jar is asked on its standard input (`-stdio`): a line of statistics for each segment, then the figures
-    of each group from its statistics; one Java process for all. Both `tuetschek/e2e-metrics` at 1b9c4d87
-    (COCO caption tools) and `WebNLG/GenerationEval` at 80678494 (`-r 6`) come to this.
+    Both `tuetschek/e2e-metrics` at 1b9c4d87 (COCO caption tools) and `WebNLG/GenerationEval` at 80678494
+    (`-r 6`) come to this. The jar counts (`-stdio`); the score follows from the counts here, so that it can be
+    had for any weights of the segments.
 
     Raises:
         BadInput: no Java runtime, or no jar.
         RunFailed: METEOR failed.
     """
-    arguments = ("-jar", java.jar("meteor/meteor-1.5.jar"), "-", "-", "-stdio", "-l", "en", "-norm")
-    questions = [_question(*segment) for segment in zip(segments.hypotheses, segments.references, strict=True)]
+    statistics = _scorer().statistics(segments)
     figures = []
-    with java.conversation("METEOR", arguments) as conversation:
-        statistics = conversation.ask(questions, answers=len(questions))
-        for group in groups:
-            line = " ||| ".join(["EVAL", *(statistics[i] for i in group)])
-            # One answer for each segment, then that of the group.
-            *values, total = map(_number, conversation.ask([line], answers=len(group) + 1))
-            figures.append(Figure(total, tuple(values)))
+    for group in groups:
+        rows = statistics[list(group)]
+        figures.append(Figure(rows, of_sums, COLUMNS, tuple(of_sums(rows).tolist())))
     return figures
 
 
-def _question(hypothesis: str, references: Sequence[str]) -> str:
+def of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """METEOR from the counts of a segment or their sums over segments, (..., 23) -> (...).
+
+    Source: `cmu-mtlab/meteor`, MeteorScorer.computeMetrics (the jar's `EVAL` gives the same).
+    """
+    lengths, function_words = sums[..., 0:2], sums[..., 2:4]  # of hypothesis and reference
+    content, function = sums[..., [[4, 8, 12, 16], [5, 9, 13, 17]]], sums[..., [[6, 10, 14, 18], [7, 11, 15, 19]]]
+    chunks, matches = sums[..., 20], sums[..., 21] + sums[..., 22]
+    weighted = sum(
+        kind[..., stage] * weight * factor
+        for kind, factor in ((content, DELTA), (function, 1 - DELTA))
+        for stage, weight in enumerate(WEIGHTS)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision_recall = weighted / (DELTA * (lengths - function_words) + (1 - DELTA) * function_words)
+        precision, recall = precision_recall[..., 0], precision_recall[..., 1]
+        mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
+        fragmentation = np.where(_perfect(sums), 0.0, chunks / (matches / 2))
+        score = mean * (1 - GAMMA * fragmentation**BETA)
+    return np.where(np.isnan(score), 0.0, np.maximum(score, 0.0))
+
+
+def _perfect(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether every word is matched, in one chunk: there is no penalty then, and the chunk does not count."""
+    matched = np.stack([sums[..., 4:20:2].sum(axis=-1), sums[..., 5:20:2].sum(axis=-1)], axis=-1)
+    return (matched == sums[..., 0:2]).all(axis=-1) & (sums[..., 20] == 1)
+
+
+class _Scorer:
+    """METEOR in some processes, which have all read the same paraphrases."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._phrases: set[bytes] = set()  # of the references seen so far
+        self._pairs: dict[bytes, None] = {}  # all pairs of the table that have one of them
+        self._file: Path | None = None
+        self._workers = [java.Program("METEOR", self._arguments) for _ in range(WORKERS)]
+
+    def statistics(self, segments: Segments) -> NDArray[np.float64]:
+        """The counts of each segment, (segments, 23)."""
+        texts = zip(segments.hypotheses, segments.references, strict=True)
+        questions = [_question(hypothesis, references) for hypothesis, references in texts]
+        phrases = paraphrases.phrases(text for references in segments.references for text in references)
+        number = max(1, min(WORKERS, sum(map(len, segments.references)) // SHARE))
+        with self._lock, tempfile.TemporaryDirectory() as folder:
+            self._file = Path(folder) / "paraphrases.gz"
+            self._prepare(phrases)
+            with ThreadPoolExecutor(number) as threads:
+                shares = list(threads.map(_ask, self._workers, (questions[i::number] for i in range(number))))
+        rows = np.empty((len(questions), len(COLUMNS)))
+        for i, share in enumerate(shares):
+            rows[i::number] = share
+        rows[_perfect(rows), COLUMNS.index("chunks")] = 0
+        return rows
+
+    def _prepare(self, phrases: set[bytes]) -> None:
+        """Has the workers start anew if they have not read the paraphrases of all these phrases."""
+        if unknown := phrases - self._phrases:
+            self._phrases |= unknown
+            known = len(self._pairs)
+            self._pairs.update(dict.fromkeys(paraphrases.table().pairs(unknown)))
+            if len(self._pairs) > known:
+                for worker in self._workers:
+                    worker.restart()
+        # Written for each call, for a worker that starts: it reads the file before it answers.
+        assert self._file is not None
+        paraphrases.write(self._file, [*self._pairs, b"%s\n%s\n" % PROBE])
+
+    def _arguments(self) -> tuple[str | Path, ...]:
+        assert self._file is not None  # workers start in a call
+        jar = java.jar("meteor/meteor-1.5.jar")
+        return ("-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm", "-a", self._file)
+
+
+@functools.cache
+def _scorer() -> _Scorer:
+    return _Scorer()
+
+
+os.register_at_fork(after_in_child=_scorer.cache_clear)  # its lock may be held, its processes are not the child's
+
+
+def _question(hypothesis: str, references: Iterable[str]) -> str:
     # An equal reference changes nothing (the first best one counts) but takes its time: once is enough.
     texts = [*dict.fromkeys(references), hypothesis]
     return " ||| ".join(["SCORE", *(java.one_line(text).replace("|||", " ") for text in texts)])
 
 
-def _number(answer: str) -> float:
+def _ask(worker: java.Program, questions: Sequence[str]) -> list[list[float]]:
+    """The answers to questions, after one to which METEOR knows the answer only if it has read its paraphrases.
+
+    METEOR goes on without paraphrases that it could not read; the probe is the last of them.
+    """
+
+    def read(answers: Iterator[str]) -> list[list[float]]:
+        if _counts(next(answers))[COLUMNS.index("paraphrase_content")] != 1:
+            raise java.Broken("has not read its paraphrases")
+        return [_counts(answer) for answer in itertools.islice(answers, len(questions))]
+
+    return worker.ask([_question(PROBE[0].decode(), [PROBE[1].decode()]), *questions], read)
+
+
+def _counts(answer: str) -> list[float]:
     try:
-        return float(answer)
+        counts = [float(number) for number in answer.split()]
     except ValueError:
-        raise RunFailed(f"METEOR answered {answer!r} where a score was due; fix: score again") from None
+        counts = []
+    if len(counts) != len(COLUMNS):
+        raise java.Broken(f"answered {answer[:200]!r} where {len(COLUMNS)} counts were due")
+    return counts

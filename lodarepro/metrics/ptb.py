@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Iterator
+
 from lodarepro.metrics import java
 from lodarepro.metrics.segments import Segments
 
@@ -11,25 +15,60 @@ VERSION = "ptb-corenlp-3.4.1"
 # bracket tokens -LRB- etc. in capitals, which never match since the output is lower-cased: brackets stay.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
+# The tokenizer writes what fills its buffers (8,192 characters each in three layers) and keeps the rest until
+# its input ends, which it never does here: lines after the last text push that out.
+_FILLER = ("x" * 120,) * 250
 
-def tokenize(segments: Segments) -> Segments:
-    """The segments in PTB tokens, lower-cased, without punctuation, joined by single spaces.
+# How a text ends that is tokenized alike before a line feed and at the end of a file; ":-)" is not.
+_PLAIN_END = re.compile(r"(^|\s)\w*[.!?]?\s*$")
 
-    Line breaks inside a text count as spaces. One Java process tokenizes all texts.
-
-    Raises:
-        BadInput: no Java runtime, or no jar.
-        RunFailed: the tokenizer failed.
-    """
-    arguments = (
+_calls = itertools.count()
+_program = java.Program(
+    "the PTB tokenizer",
+    lambda: (
         "-cp",
         java.jar("tokenizer/stanford-corenlp-3.4.1.jar"),
         "edu.stanford.nlp.process.PTBTokenizer",
         "-preserveLines",
         "-lowerCase",
-    )
-    lines = java.filter_lines("the PTB tokenizer", arguments, map(java.one_line, segments.texts()))
-    return segments.replace([_without_punctuation(line) for line in lines])
+    ),
+)
+
+
+def tokenize(segments: Segments) -> Segments:
+    """The segments in PTB tokens, lower-cased, without punctuation, joined by single spaces.
+
+    Line breaks inside a text count as spaces. References and hypotheses are tokenized apart, as in the
+    official scorer: the tokenizer looks past the end of a line.
+
+    Raises:
+        BadInput: no Java runtime, or no jar.
+        RunFailed: the tokenizer failed.
+    """
+    texts = [java.one_line(text) for text in segments.texts()]
+    first = len(texts) - len(segments)
+    return segments.replace(_tokenized(texts[:first]) + _tokenized(texts[first:]))
+
+
+def _tokenized(texts: list[str]) -> list[str]:
+    """The tokens of texts as the tokenizer has them that reads these texts alone, from a file."""
+    # The capital makes of the line after the last text what the end of a file is: the end of a sentence.
+    call = next(_calls)
+    begin, end = f"Begin{call}Texts", f"End{call}Texts"
+
+    def read(answers: Iterator[str]) -> list[str]:
+        for line in answers:  # filler of the last call comes first
+            if line == begin.lower():
+                break
+        found = list(itertools.takewhile(lambda line: line != end.lower(), answers))
+        if len(found) != len(texts):
+            raise java.Broken(f"gave {len(found)} lines for {len(texts)}")
+        return found
+
+    tokens = _program.ask([begin, *texts, end, *_FILLER], read)
+    if texts and not _PLAIN_END.search(texts[-1]):
+        tokens[-1] = _program.run_to_end(texts[-1])
+    return [_without_punctuation(line) for line in tokens]
 
 
 def _without_punctuation(line: str) -> str:

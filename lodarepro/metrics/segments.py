@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 Group = Sequence[int]
 """Indices of the segments that are scored together: all of them, or those of a subset."""
 
@@ -44,17 +47,35 @@ class Segments:
         return Segments(tuple(self.hypotheses[i] for i in group), tuple(self.references[i] for i in group))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figure:
-    """What a metric gives for one group of segments.
+    """What a metric gives for one group of segments, in the form that it can be resampled in.
+
+    A metric of a group is a function of sums over its segments: n-gram matches for BLEU, the values
+    themselves for a mean. Bootstrap resampling then only weighs the segments anew and looks at no text.
 
     Attributes:
-        value: the figure of the group, in the unit of the metric.
+        statistics: what each segment adds to the sums, (segments, k).
+        of_sums: the figure from the sums, (..., k) -> (...), in the unit of the metric.
+        columns: names of the k statistics.
         segments: the figure of each segment, or None if the metric has none.
     """
 
-    value: float
+    statistics: NDArray[np.float64]
+    of_sums: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    columns: tuple[str, ...]
     segments: tuple[float, ...] | None = None
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is the mean of its segments' values."""
+        return self.of_sums is _mean
+
+    @property
+    def value(self) -> float:
+        """The figure of the group, in the unit of the metric."""
+        # Summed from the first segment to the last, as the official scorers do, so that a mean has their last bit.
+        return float(self.of_sums(self.statistics.cumsum(axis=0)[-1]))
 
 
 def mean_figures(values: Sequence[float], groups: Sequence[Group]) -> list[Figure]:
@@ -67,5 +88,10 @@ def mean_figures(values: Sequence[float], groups: Sequence[Group]) -> list[Figur
     figures = []
     for group in groups:
         segments = tuple(values[i] for i in group)
-        figures.append(Figure(sum(segments) / len(segments), segments))
+        statistics = np.array([segments, (1.0,) * len(segments)]).T
+        figures.append(Figure(statistics, _mean, ("value", "segments"), segments))
     return figures
+
+
+def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    return sums[..., 0] / sums[..., 1]

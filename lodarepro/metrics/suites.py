@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from lodarepro.errors import BadInput, nearest
 from lodarepro.metrics import bleu, chrf_pp, cider, meteor, mteval, nist, ptb, rouge_l, ter
 from lodarepro.metrics.segments import Figure, Group, Segments
-from lodarepro.scores import Score, SuiteScores, Unit
+from lodarepro.scores import Interval, Score, SuiteScores, Unit
+
+ALL = "all"
+"""The group of all segments, whose figures stand beside those of the subsets."""
 
 REFERENCES = 6  # of webnlg and dart: microsoft/LoRA at c4593f06, gpt2_decode.py --ref_num
 
@@ -27,6 +31,8 @@ class Metric:
         signature: its signature but for metric and references, as `key:value|...`. A function, as it asks for
             the versions of libraries.
         higher_is_better: the direction.
+        begin: starts what the metric can do before the text is there, or None. A metric that has it waits for
+            other programs and is computed beside those that compute here.
     """
 
     key: str
@@ -35,6 +41,7 @@ class Metric:
     compute: Callable[[Segments, Sequence[Group]], list[Figure]]
     signature: Callable[[], str]
     higher_is_better: bool = True
+    begin: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Suite:
 
 
 def _e2e_forms(raw: Segments) -> dict[str, Segments]:
-    return {"raw": raw, "ptb": ptb.tokenize(raw)}
+    return {"mteval": raw.map(mteval.tokenize), "ptb": ptb.tokenize(raw)}
 
 
 def _generation_eval_forms(raw: Segments) -> dict[str, Segments]:
@@ -90,7 +97,7 @@ def _nltk() -> str:
 
 
 def _coco() -> str:
-    return f"version:pycocoevalcap-{version('pycocoevalcap')}|tok:{ptb.VERSION}"
+    return f"version:{mteval.VERSION}|tok:{ptb.VERSION}"
 
 
 _GENERATION_EVAL = Suite(
@@ -109,6 +116,7 @@ _GENERATION_EVAL = Suite(
             "nltk",
             meteor.meteor,
             lambda: f"version:{meteor.VERSION}|tok:{_nltk()}|case:lower|norm:yes",
+            begin=meteor.begin,
         ),
         Metric(
             "ter",
@@ -135,17 +143,18 @@ SUITES = {
             Metric(
                 "bleu",
                 "fraction",
-                "raw",
+                "mteval",
                 bleu.mteval_bleu,
                 lambda: f"version:{mteval.VERSION}|tok:13a|case:lower|smooth:none",
             ),
-            Metric("nist", "points", "raw", nist.nist, lambda: f"version:{mteval.VERSION}|tok:13a|case:lower|n:5"),
+            Metric("nist", "points", "mteval", nist.nist, lambda: f"version:{mteval.VERSION}|tok:13a|case:lower|n:5"),
             Metric(
                 "meteor",
                 "fraction",
                 "ptb",
                 meteor.meteor,
                 lambda: f"version:{meteor.VERSION}|tok:{ptb.VERSION}|case:lower|norm:yes",
+                begin=meteor.begin,
             ),
             Metric("rouge_l", "fraction", "ptb", rouge_l.rouge_l, lambda: f"{_coco()}|case:lower|beta:1.2"),
             Metric("cider", "points", "ptb", cider.cider, lambda: f"{_coco()}|case:lower|n:4|sigma:6|idf:group"),
@@ -156,6 +165,55 @@ SUITES = {
 }
 """Suite by name. `e2e` is `tuetschek/e2e-metrics` at 1b9c4d87, `measure_scores.py -p`; `webnlg` and `dart`
 are `WebNLG/GenerationEval` at 80678494 on the text as the LoRA paper's code prepares it."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the metrics of a suite gave for one set of hypotheses.
+
+    Attributes:
+        suite: name of the suite.
+        groups: the segments that are scored together: `all`, then each subset in order of first appearance.
+        figures: group to metric key to figure.
+        signatures: metric key to signature.
+    """
+
+    suite: str
+    groups: Mapping[str, Group]
+    figures: Mapping[str, Mapping[str, Figure]]
+    signatures: Mapping[str, str]
+
+    def scores(
+        self, *, per_segment: bool = False, intervals: Mapping[str, Mapping[str, Interval]] | None = None
+    ) -> SuiteScores:
+        """The figures as scores.
+
+        Args:
+            per_segment: also give the value of each segment, for the metrics that have one.
+            intervals: group to metric key to confidence interval (`bootstrap.intervals`).
+        """
+        scores = {
+            group: {
+                metric.key: Score(
+                    metric=metric.key,
+                    value=figures[metric.key].value,
+                    unit=metric.unit,
+                    higher_is_better=metric.higher_is_better,
+                    signature=self.signatures[metric.key],
+                    segments=figures[metric.key].segments if per_segment else None,
+                    interval=intervals[group][metric.key] if intervals else None,
+                )
+                for metric in SUITES[self.suite].metrics
+            }
+            for group, figures in self.figures.items()
+        }
+        return SuiteScores(
+            suite=self.suite,
+            segments=len(self.groups[ALL]),
+            scores=scores.pop(ALL),
+            subsets=scores,
+            subset_segments={label: len(self.groups[label]) for label in scores},
+        )
 
 
 def score(
@@ -184,37 +242,40 @@ def score(
             unknown suite), or the machine lacks Java.
         RunFailed: a Java program failed.
     """
+    return measure(hypotheses, references, suite=suite, subsets=subsets).scores(per_segment=per_segment)
+
+
+def measure(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    suite: str = "e2e",
+    subsets: Sequence[str | None] | None = None,
+) -> Measurement:
+    """What `score` derives its scores from, with all that resampling needs; arguments and errors as there."""
     if suite not in SUITES:
         raise BadInput(f"unknown suite '{suite}'{nearest(suite, SUITES)}")
     raw = _checked(hypotheses, references, subsets)
-    groups: dict[str | None, list[int]] = {}
+    groups: dict[str, list[int]] = {ALL: list(range(len(raw)))}
     for i, label in enumerate(subsets or ()):
-        groups.setdefault(label, []).append(i)
-    groups.pop(None, None)
-    subset_labels = [label for label in groups if label is not None]
+        if label is not None:
+            groups.setdefault(label, []).append(i)
 
+    metrics = SUITES[suite].metrics
+    for metric in metrics:
+        if metric.begin:
+            metric.begin()
     forms = SUITES[suite].prepare(raw)
-    all_scores: dict[str, Score] = {}
-    subset_scores: dict[str, dict[str, Score]] = {label: {} for label in subset_labels}
-    for metric in SUITES[suite].metrics:
-        segments = forms[metric.form]
-        figures = metric.compute(segments, [range(len(segments)), *groups.values()])
-        signature = f"metric:{metric.key}|{metric.signature()}|refs:{_reference_count(segments)}"
-        scores = [
-            Score(
-                metric=metric.key,
-                value=figure.value,
-                unit=metric.unit,
-                higher_is_better=metric.higher_is_better,
-                signature=signature,
-                segments=figure.segments if per_segment else None,
-            )
-            for figure in figures
-        ]
-        all_scores[metric.key] = scores[0]
-        for label, subset_score in zip(subset_labels, scores[1:], strict=True):
-            subset_scores[label][metric.key] = subset_score
-    return SuiteScores(suite=suite, segments=len(raw), scores=all_scores, subsets=subset_scores)
+    with ThreadPoolExecutor(1) as beside:
+        waiting = {m.key: beside.submit(m.compute, forms[m.form], [*groups.values()]) for m in metrics if m.begin}
+        found = {m.key: m.compute(forms[m.form], [*groups.values()]) for m in metrics if not m.begin}
+        found |= {key: figures.result() for key, figures in waiting.items()}
+    return Measurement(
+        suite=suite,
+        groups=groups,
+        figures={group: {m.key: found[m.key][i] for m in metrics} for i, group in enumerate(groups)},
+        signatures={m.key: f"metric:{m.key}|{m.signature()}|refs:{_reference_count(forms[m.form])}" for m in metrics},
+    )
 
 
 def _reference_count(segments: Segments) -> str:
@@ -234,6 +295,8 @@ def _checked(
         )
     if not hypotheses:
         raise BadInput("no segments to score: give at least one hypothesis with its references")
+    if subsets is not None and ALL in subsets:
+        raise BadInput(f"'{ALL}' can't be a subset's label: it stands for all segments; give it another name")
     if subsets is not None and len(subsets) != len(hypotheses):
         raise BadInput(
             f"{len(subsets)} subset labels for {len(hypotheses)} segments: give one per segment (None: in no subset)"

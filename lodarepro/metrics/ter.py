@@ -7,15 +7,16 @@ whose shifts are restricted, nor sacrebleu's. Written anew to take seconds where
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lodarepro.metrics.segments import Figure, Group, Segments, mean_figures
 
 VERSION = "pyter-857a155"
 
-# A column of the edit distance table between the words so far and a reference: bit i of the first (second)
-# integer is set if the entry of i+1 reference words is one more (less) than that of i; last the entry of all.
-_Column = tuple[int, int, int]
+_LANES = 256  # texts that are measured at a time: bounds the memory, and is far more than most segments need
 
 
 def ter(segments: Segments, groups: Sequence[Group]) -> list[Figure]:
@@ -32,112 +33,126 @@ def ter(segments: Segments, groups: Sequence[Group]) -> list[Figure]:
 
 def _least(words: list[str], references: list[list[str]]) -> float:
     """The least TER over the references."""
+    # A character for each word makes a shift a matter of slices. They are in the order of the words, so that of
+    # two texts the later one is still the later one.
+    characters = {word: chr(i) for i, word in enumerate(sorted(set(words).union(*references)))}
+    text = "".join(map(characters.__getitem__, words))
+    found = [
+        _Reference("".join(map(characters.__getitem__, reference)), len(characters))
+        for reference in references
+        if reference
+    ]
     # The nearest reference first: a good value early spares the search for the others.
-    found = [_Reference(reference) for reference in references if reference]
-    found.sort(key=lambda reference: reference.distance(words) / reference.length)
+    starts = [(int(reference.distances([text])[0]), reference) for reference in found]
+    starts.sort(key=lambda start: start[0] / start[1].length)
     # GenerationEval gives 1 for an empty reference.
     best = 1.0 if len(found) < len(references) else float("inf")
-    for reference in found:
-        best = min(best, reference.ter(words, best))
+    for distance, reference in starts:
+        best = min(best, reference.ter(text, distance, best))
     return best
 
 
 class _Reference:
-    """One reference, ready to be held against many word sequences."""
+    """One reference, ready to be held against many texts; in all of them, a character stands for a word.
 
-    def __init__(self, words: list[str]) -> None:
-        self.length = len(words)
-        self._words = words
-        self._counts = Counter(words)
+    Args:
+        text: the reference, not empty.
+        alphabet: how many characters there are: those of the code points below.
+    """
+
+    def __init__(self, text: str, alphabet: int) -> None:
+        self.length = len(text)
+        self._counts = Counter(text)
         self._places: dict[str, list[int]] = defaultdict(list)
-        for place, word in enumerate(words):
+        for place, word in enumerate(text):
             self._places[word].append(place)
-        # Bit i is set where the word stands at place i.
-        self._bits = {word: sum(1 << place for place in places) for word, places in self._places.items()}
-        self._start: _Column = ((1 << self.length) - 1, 0, self.length)
+        # Bytes of a column in `distances`: a bit for each word of the reference, and one to carry into.
+        self._lane = self.length // 8 + 1
+        # The lane of each character has bit i set where the reference has it at place i.
+        equal = np.zeros((alphabet, 8 * self._lane), np.uint8)
+        equal[_codes(text), np.arange(self.length)] = 1
+        self._equal = np.packbits(equal, axis=1, bitorder="little").view(f"V{self._lane}")[:, 0]
 
-    def ter(self, words: list[str], limit: float) -> float:
-        """TER of a hypothesis, or some value of at least `limit` if TER is not below it.
+    def ter(self, text: str, distance: int, limit: float) -> float:
+        """TER of a text at an edit distance from here, or some value of at least `limit` if TER is not below it.
 
         Greedy: as long as a shift lowers the edit distance, the one that lowers it most is made and counts
-        one edit. (pyter sorts candidates: among equals the lexicographically last word sequence wins.)
+        one edit. Among equals, the last text wins, as pyter sorts them.
         """
         # No order of the words has a smaller edit distance than this.
-        floor = max(len(words), self.length) - (Counter(words) & self._counts).total()
-        shifts, distance = 0, self.distance(words)
-        while distance > floor and shifts + 1 + floor < limit * self.length:
-            shifted_distance, shifted = self._best_shift(words)
-            if shifted_distance >= distance:
+        floor = max(len(text), self.length) - (Counter(text) & self._counts).total()
+        shifts = 0
+        # With another shift it is shifts + 1 + floor edits at best: of use only if fewer than without it, and
+        # than the limit.
+        while shifts + 1 + floor < min(shifts + distance, limit * self.length):
+            # There are some: with equal words at equal places alone, the distance were the floor.
+            candidates = self._shifted(text)
+            distances = self.distances(candidates)
+            nearest = int(distances.min())
+            if nearest >= distance:
                 break
-            shifts, distance, words = shifts + 1, shifted_distance, shifted
+            text = max(candidates[i] for i in np.flatnonzero(distances == nearest))
+            shifts, distance = shifts + 1, nearest
         return (shifts + distance) / self.length
 
-    def distance(self, words: list[str]) -> int:
-        """Levenshtein distance between words and reference."""
-        return self._columns(words)[-1][2]
+    def _shifted(self, text: str) -> list[str]:
+        """The distinct texts after one shift of a span that text and reference share, to its place there.
 
-    def _best_shift(self, words: list[str]) -> tuple[int, list[str]]:
-        """The least edit distance after one shift, and the shifted words; of equals the last ones."""
-        columns = self._columns(words)
-        best = (len(words) + self.length + 1, words)
-        tried = set()
-        for start, target, length in self._matches(words):
-            rest = words[:start] + words[start + length :]
-            shifted = rest[:target] + words[start : start + length] + rest[target:]
-            key = tuple(shifted)
-            if key in tried:
-                continue
-            tried.add(key)
-            # The words before the shift and its target are as they were, and so is their column.
-            same = min(start, target)
-            distance = self._advance(columns[same], shifted[same:])[2]
-            if distance < best[0] or (distance == best[0] and shifted > best[1]):
-                best = (distance, shifted)
-        return best
-
-    def _matches(self, words: list[str]) -> Iterator[tuple[int, int, int]]:
-        """Spans equal in words and reference at different places: start, place in the reference, length.
-
-        From each pair of equal words on, as far as they go: a span is never a shorter part from its start.
+        A span goes from any pair of equal words at different places as far as the two agree: it is never a
+        shorter part from its start.
         """
-        for start, word in enumerate(words):
-            for target in self._places.get(word, ()):
-                if start == target:
+        shifted = []
+        following: dict[int, int] = {}
+        for start in reversed(range(len(text))):
+            # Lengths of the spans from here on, by their place in the reference.
+            spans = {target: following.get(target + 1, 0) + 1 for target in self._places.get(text[start], ())}
+            for target, length in spans.items():
+                # The span changes places with what lies between it and its target.
+                if start < target:
+                    left, middle, right = start, start + length, target + length
+                elif target < start:
+                    left, middle, right = target, start, start + length
+                else:
                     continue
-                length = 1
-                end = min(len(words) - start, self.length - target)
-                while length < end and words[start + length] == self._words[target + length]:
-                    length += 1
-                yield start, target, length
+                shifted.append(text[:left] + text[middle:right] + text[left:middle] + text[right:])
+            following = spans
+        return list(dict.fromkeys(shifted))
 
-    def _columns(self, words: list[str]) -> list[_Column]:
-        """The column before the first word and that after each."""
-        columns = [self._start]
-        for word in words:
-            columns.append(self._advance(columns[-1], [word]))
-        return columns
+    def distances(self, texts: list[str]) -> NDArray[np.intp]:
+        """Levenshtein distances between the reference and each text. The texts, one or more, are of one length."""
+        return np.concatenate([self._distances(texts[i : i + _LANES]) for i in range(0, len(texts), _LANES)])
 
-    def _advance(self, column: _Column, words: list[str]) -> _Column:
-        """The column after some more words.
-
-        A whole column in a few operations on integers of as many bits as the reference has words: Myers
-        (1999) in the form of Hyyrö (2003), "A bit-vector algorithm for computing Levenshtein and Damerau edit
-        distances".
+    def _distances(self, texts: list[str]) -> NDArray[np.intp]:
+        """Myers (1999) in the form of Hyyrö (2003), "A bit-vector algorithm for computing Levenshtein and
+        Damerau edit distances": each text's table is filled column by column, a whole column in a few operations
+        on integers of as many bits as the reference has words. Here, the columns of all texts lie side by side
+        in one integer, each in its lane.
         """
-        up, down, distance = column
-        everything, last, bits = (1 << self.length) - 1, 1 << (self.length - 1), self._bits
-        for word in words:
-            equal = bits.get(word, 0)
-            diagonal = (((equal & up) + up) ^ up) | equal | down
-            # Entries that are one more (less) than their left neighbours.
-            right_up = down | (everything & ~(diagonal | up))
-            right_down = up & diagonal
-            if right_up & last:
-                distance += 1
-            elif right_down & last:
-                distance -= 1
-            right_up = (right_up << 1) | 1
-            right_down <<= 1
-            # & everything also cuts what the addition and the shifts carried past the last word.
-            down, up = right_up & diagonal & everything, (right_down | ~(diagonal | right_up)) & everything
-        return up, down, distance
+        count, size = len(texts), len(texts[0])
+        row = count * self._lane  # bytes of all lanes
+
+        def in_each_lane(bits: int) -> int:
+            return int.from_bytes(bits.to_bytes(self._lane, "little") * count, "little")
+
+        first, everything = in_each_lane(1), in_each_lane((1 << self.length) - 1)
+        # Bit i of up (down) is set where the entry of i+1 reference words is one more (less) than that of i.
+        up, down = everything, 0
+        # The lanes of all texts' first words, then those of their second words, ...
+        words = self._equal[_codes("".join(texts)).reshape(count, size).T].tobytes()
+        for start in range(0, len(words), row):
+            equal = int.from_bytes(words[start : start + row], "little")
+            # & everything cuts what addition and shift carried past the last word, which is less than a lane.
+            diagonal = ((((equal & up) + up) ^ up) | equal | down) & everything
+            # Entries that are one more (less) than their left neighbours, moved on by one word.
+            right_up = ((down | (everything ^ (diagonal | up))) << 1 | first) & everything
+            right_down = (up & diagonal) << 1 & everything
+            up, down = right_down | (everything ^ (diagonal | right_up)), right_up & diagonal
+        # A column begins with the number of words of the text so far.
+        flags = np.frombuffer(up.to_bytes(row, "little") + down.to_bytes(row, "little"), np.uint8)
+        ups, downs = np.unpackbits(flags).reshape(2, count, 8 * self._lane).sum(axis=2, dtype=np.intp)
+        return size + ups - downs
+
+
+def _codes(text: str) -> NDArray[np.uint32]:
+    """The code points of a text's characters. Surrogates are characters like others here."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

@@ -8,6 +8,7 @@ import pytest
 import sacrebleu
 
 from lodarepro.metrics.bleu import mteval_bleu, multi_bleu_detok
+from lodarepro.metrics.mteval import tokenize
 from lodarepro.metrics.segments import Segments
 
 HYPOTHESES = (
@@ -24,7 +25,7 @@ REFERENCES = (
 
 def mteval(hypotheses: Sequence[str], references: Iterable[Iterable[str]]) -> float:
     segments = Segments(tuple(hypotheses), tuple(map(tuple, references)))
-    return mteval_bleu(segments, [range(len(hypotheses))])[0].value
+    return mteval_bleu(segments.map(tokenize), [range(len(hypotheses))])[0].value
 
 
 def detok(hypotheses: Sequence[str], references: Iterable[Iterable[str]]) -> float:
@@ -56,9 +57,24 @@ def test_mteval_empty_and_short_hypotheses() -> None:
     assert mteval(["a"], [["a"]]) <= 1.0  # not 1e9, as hits over no n-grams would be
 
 
+def test_statistics() -> None:
+    figure = mteval_bleu(Segments(("a b c", ""), (("a b d e", "b c"), ("x",))), [[0, 1]])[0]
+    rows = [dict(zip(figure.columns, row, strict=True)) for row in figure.statistics]
+    assert rows[0] == {
+        "length": 3,
+        "reference_length": 2,  # of 2 and 4, which are as close, the shorter
+        **{"hits_1": 3, "hits_2": 2, "hits_3": 0, "hits_4": 0},
+        **{"totals_1": 3, "totals_2": 2, "totals_3": 1, "totals_4": 0},
+    }
+    assert list(rows[1].values()) == [1, 1, 0, 0, 0, 0, 1, 0, -1, -2]
+    cased = multi_bleu_detok(Segments(("A b. A", ""), (("a b.",), ("x",))), [[0, 1]])[0]
+    assert cased.columns == figure.columns
+    assert cased.statistics.tolist() == [[4, 3, 2, 1, 0, 0, 4, 3, 2, 1], [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]]
+
+
 def test_groups() -> None:
     segments = Segments(HYPOTHESES, REFERENCES)
-    whole, part = mteval_bleu(segments, [range(3), [1]])
+    whole, part = mteval_bleu(segments.map(tokenize), [range(3), [1]])
     assert part.value == mteval(HYPOTHESES[1:2], REFERENCES[1:2]) != whole.value
     assert whole.segments is None
 
@@ -74,6 +90,20 @@ def test_multi_bleu_is_not_smoothed() -> None:
     assert detok(["a b c"], [["a b c"]]) == 0.0  # no n-gram of four words
     assert detok(["a b c x d e f"], [["a b c d e f"]]) == 0.0
     assert detok([""], [["a b c d"]]) == 0.0
+
+
+def test_multi_bleu_with_a_varying_number_of_references() -> None:
+    streams: Any = [[texts[i] if i < len(texts) else None for texts in REFERENCES] for i in range(3)]
+    expected = sacrebleu.corpus_bleu(HYPOTHESES, streams, smooth_method="none", force=True).score
+    assert detok(HYPOTHESES, REFERENCES) == pytest.approx(expected, abs=1e-12)
+    assert 20 < expected < 80
+    assert detok(HYPOTHESES, [texts + texts[:1] * 3 for texts in REFERENCES]) == detok(HYPOTHESES, REFERENCES)
+
+
+def test_multi_bleu_hyphen_at_the_end() -> None:
+    # White space at the end goes first: only inside the text does a line break take the hyphen along.
+    assert detok(["a b c d-\n"], [["a b c d-"]]) == pytest.approx(100)
+    assert detok(["a b c d-\ne"], [["a b c de"]]) == pytest.approx(100)
 
 
 def test_multi_bleu_groups() -> None:

