@@ -34,13 +34,14 @@ def rescore(folder: Path) -> Record:
         The record with the new scores, which has been written if they differ.
 
     Raises:
-        BadInput: no finished run there, or its hypotheses are missing or corrupt.
+        BadInput: no finished run there, or its hypotheses are missing, corrupt or not all there.
     """
-    records.finished(folder)  # before a lock file is made in a folder that is none of a run
+    with records.disk_faults(folder):
+        records.finished(folder)  # before a lock file is made in a folder that is none of a run
     with records.disk_faults(folder), records.locked(folder):
         record = records.finished(folder)
         found = {
-            file: measured(records.read_decoded(folder / file), record.config["dataset"]["suite"]).scores()
+            file: measured(_decoded(folder, record, file), record.config["dataset"]["suite"]).scores()
             for file in dict.fromkeys(evaluation.hypotheses for evaluation in record.evaluations)
         }
         evaluations = []
@@ -68,15 +69,17 @@ def compare_runs(a: Path, b: Path, *, samples: int, seed: int) -> dict[str, dict
         Subset (`all` first) to metric key to comparison.
 
     Raises:
-        BadInput: they are not finished runs, or not on the same segments.
+        BadInput: they are not finished runs, not on the same segments, or their hypotheses as in `rescore`.
     """
-    runs = [records.finished(folder) for folder in (a, b)]
+    runs = []
+    for folder in (a, b):
+        with records.disk_faults(folder):
+            runs.append(records.finished(folder))
     suites = [record.config["dataset"]["suite"] for record in runs]
     if suites[0] != suites[1]:
         raise BadInput(f"{a} is scored with the suite {suites[0]}, {b} with {suites[1]}; compare runs on one dataset")
     decoded = [
-        records.read_decoded(folder / record.evaluations[0].hypotheses)
-        for folder, record in zip((a, b), runs, strict=True)
+        _decoded(folder, record, record.evaluations[0].hypotheses) for folder, record in zip((a, b), runs, strict=True)
     ]
     if len(decoded[0]) != len(decoded[1]):
         raise BadInput(f"{a} has {len(decoded[0])} segments, {b} has {len(decoded[1])}; compare runs on the same ones")
@@ -85,3 +88,16 @@ def compare_runs(a: Path, b: Path, *, samples: int, seed: int) -> dict[str, dict
             raise BadInput(f"segment {number} of {a} is not that of {b}; compare runs on the same test file")
     of_a, of_b = (measured(segments, suites[0]) for segments in decoded)
     return metrics.compare(of_a, of_b, samples=samples, seed=seed)
+
+
+def _decoded(folder: Path, record: Record, file: str) -> list[Decoded]:
+    """The segments in a file of a run, as many as were scored: fewer would give other scores without a word."""
+    decoded = records.read_decoded(folder / file)
+    for evaluation in record.evaluations:
+        found = sum(evaluation.subset in (metrics.ALL, one.subset) for one in decoded)
+        if evaluation.hypotheses == file and found != evaluation.segments:
+            raise BadInput(
+                f"{folder / file} has {found} segments (subset: {evaluation.subset}) of the {evaluation.segments} that "
+                "were scored; delete it and decode the run again"
+            )
+    return decoded

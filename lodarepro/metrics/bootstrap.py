@@ -23,6 +23,14 @@ LEVEL = 0.95
 _BLOCK = 100  # resamples worked on at once
 
 
+def check(samples: int, seed: int) -> None:
+    """Whether resamples can be drawn so; BadInput if not."""
+    if samples < 1:
+        raise BadInput(f"{samples} resamples: give at least 1, and 1000 or more for figures to rely on")
+    if seed < 0:
+        raise BadInput(f"seed {seed}: give 0 or more")
+
+
 def intervals(measurement: Measurement, *, samples: int = SAMPLES, seed: int = SEED) -> dict[str, dict[str, Interval]]:
     """Confidence intervals of a measurement's figures, by the percentiles of the resampled ones.
 
@@ -35,7 +43,7 @@ def intervals(measurement: Measurement, *, samples: int = SAMPLES, seed: int = S
         Group to metric key to lower and upper bound at the 95 % level, in the unit of the metric.
 
     Raises:
-        BadInput: fewer than one resample.
+        BadInput: fewer than one resample, or a negative seed.
     """
     found = {}
     for group, figures in measurement.figures.items():
@@ -63,7 +71,7 @@ def compare(
         Group to metric key to comparison.
 
     Raises:
-        BadInput: the two do not belong together, or fewer than one resample.
+        BadInput: the two do not belong together, fewer than one resample, or a negative seed.
     """
     if (a.suite, a.groups, a.signatures) != (b.suite, b.groups, b.signatures):
         raise BadInput(
@@ -95,8 +103,7 @@ def compare(
 
 def _resampled(figures: Sequence[Figure], samples: int, seed: int) -> NDArray[np.float64]:
     """Figures of one group on the same resamples, (figures, samples)."""
-    if samples < 1:
-        raise BadInput(f"{samples} resamples: give at least 1, and 1000 or more for figures to rely on")
+    check(samples, seed)
     blocks = [
         [figure.of_sums(weights @ figure.statistics) for figure in figures]
         for weights in _weights(len(figures[0].statistics), samples, seed)

@@ -8,13 +8,13 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lodarepro.metrics import java, paraphrases
+from lodarepro.metrics.beside import beside
 from lodarepro.metrics.segments import Figure, Group, Segments
 
 VERSION = "1.5"
@@ -115,8 +115,11 @@ class _Scorer:
         with self._lock, tempfile.TemporaryDirectory() as folder:
             self._file = Path(folder) / "paraphrases.gz"
             self._prepare(phrases)
-            with ThreadPoolExecutor(number) as threads:
-                shares = list(threads.map(_ask, self._workers, (questions[i::number] for i in range(number))))
+            waiting = [
+                beside(functools.partial(_ask, worker, questions[i::number]))
+                for i, worker in enumerate(self._workers[:number])
+            ]
+            shares = [share.result() for share in waiting]
         rows = np.empty((len(questions), len(COLUMNS)))
         for i, share in enumerate(shares):
             rows[i::number] = share

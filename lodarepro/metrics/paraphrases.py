@@ -11,7 +11,6 @@ import functools
 import gzip
 import os
 import re
-import threading
 import zlib
 from collections.abc import Collection, Iterable
 from concurrent.futures import Future
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lodarepro.metrics import java
+from lodarepro.metrics.beside import beside
 
 LONGEST = 7  # words of the longest phrase in the table
 
@@ -112,17 +112,7 @@ def _hashes(data: bytes, before: NDArray[np.int64], ends: NDArray[np.int64]) -> 
 
 @functools.cache
 def _loading() -> Future[Table]:
-    future: Future[Table] = Future()
-
-    def load() -> None:
-        try:
-            future.set_result(Table(java.jar("meteor/data/paraphrase-en.gz")))
-        except BaseException as e:
-            future.set_exception(e)
-
-    # A daemon: a call that fails at once need not wait for it.
-    threading.Thread(target=load, name="paraphrases", daemon=True).start()
-    return future
+    return beside(lambda: Table(java.jar("meteor/data/paraphrase-en.gz")))
 
 
 os.register_at_fork(after_in_child=_loading.cache_clear)  # the thread stays behind

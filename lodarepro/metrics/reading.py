@@ -7,6 +7,7 @@ official readers stop with a traceback there, or score shifted segments.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,8 @@ def read_labels(path: Path) -> list[str | None]:
     labels = [row.text.removeprefix(BYTE_ORDER_MARK) for row in rows]
     if reserved := [row.line for row, label in zip(rows, labels, strict=True) if label == "all"]:
         raise BadInput(f"{path}: {_named(reserved)}: 'all' stands for all segments: give the subset another name")
+    if odd := [row.line for row, label in zip(rows, labels, strict=True) if "\t" in label or "|" in label]:
+        raise BadInput(f"{path}: {_named(odd)}: a tab or | in a label: give the subset a name that fits into a table")
     return [label or None for label in labels]
 
 
@@ -274,7 +277,7 @@ def _blank_end(rows: Sequence[_Row]) -> str:
 
 def _reference_paths(prefix: Path, count: int) -> list[Path]:
     numbered = [Path(f"{prefix}{i}") for i in range(count)]
-    return [prefix] if count == 1 and (prefix.is_file() or not numbered[0].exists()) else numbered
+    return [prefix] if count == 1 and (os.path.isfile(prefix) or not os.path.exists(numbered[0])) else numbered  # noqa: PTH110, PTH113 (pathlib's raise for names too long)
 
 
 def _check_processed(path: Path, lines: Sequence[str]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 from lodarepro.errors import BadInput, nearest
 from lodarepro.metrics import bleu, chrf_pp, cider, meteor, mteval, nist, ptb, rouge_l, ter
+from lodarepro.metrics.beside import beside
 from lodarepro.metrics.segments import Figure, Group, Segments
 from lodarepro.scores import Interval, Score, SuiteScores, Unit
 
@@ -266,10 +267,10 @@ def measure(
         if metric.begin:
             metric.begin()
     forms = SUITES[suite].prepare(raw)
-    with ThreadPoolExecutor(1) as beside:
-        waiting = {m.key: beside.submit(m.compute, forms[m.form], [*groups.values()]) for m in metrics if m.begin}
-        found = {m.key: m.compute(forms[m.form], [*groups.values()]) for m in metrics if not m.begin}
-        found |= {key: figures.result() for key, figures in waiting.items()}
+    compute = {m.key: partial(m.compute, forms[m.form], [*groups.values()]) for m in metrics}
+    waiting = {m.key: beside(compute[m.key]) for m in metrics if m.begin}
+    found = {m.key: compute[m.key]() for m in metrics if not m.begin}
+    found |= {key: figures.result() for key, figures in waiting.items()}
     return Measurement(
         suite=suite,
         groups=groups,

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -187,6 +188,27 @@ def test_a_killed_process_leaves_no_orphan(fake_java: FakeJava, name: str) -> No
             break
         time.sleep(0.1)
     assert not orphan.exists()
+
+
+HANGING = """
+import sys
+from lodarepro.metrics import score
+print("started", flush=True)
+score(["a b"], [["a b"]], suite="webnlg")
+"""
+
+
+def test_an_interrupt_does_not_wait_for_a_program_that_hangs(fake_java: FakeJava, tmp_path: Path) -> None:
+    fake_java(f"echo $$ > {tmp_path}/pid; exec sleep 600")
+    with subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for _ in range(300):
+            if (tmp_path / "pid").exists():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[1].endswith(b"KeyboardInterrupt\n")
+    hung = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
+    assert not hung.exists()
 
 
 def test_ctrl_c_in_a_terminal_is_not_for_the_program(fake_java: FakeJava) -> None:
