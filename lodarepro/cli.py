@@ -1,8 +1,9 @@
-"""The command line: run, decode, score, count, data, doctor."""
+"""The command line: run, decode, score, count, export, data, doctor."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -11,10 +12,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lodarepro import __version__
 from lodarepro.errors import BadInput, LodareproError, Stopped, nearest
+
+if TYPE_CHECKING:
+    from lodarepro.cost import Count
 
 logger = logging.getLogger("lodarepro")
 
@@ -24,12 +28,15 @@ USAGE = """\
 usage: lodarepro COMMAND ...
 
   run [-m] [KEY=VALUE ...]        train, decode, score and record a cell, or with -m a sweep of them;
-                                  lodarepro run --help lists the choices, --cfg job shows every setting
+                                  lodarepro run --help lists the choices, --cfg job shows every setting;
+                                  --method-file FILE brings a method of your own (also decode, count)
   decode RUN [decode.KEY=VALUE]   decode a finished run's test set anew, with other settings
   score --hyp FILE --ref FILE     score texts by the official definitions (--suite e2e, webnlg, dart);
                                   lodarepro score --help lists formats, intervals, comparisons
   score RUN ...                   derive finished runs' scores again from their kept hypotheses
-  count [KEY=VALUE ...]           parameters and multiply-accumulates of a cell, without weights or data
+  count [--all] [KEY=VALUE ...]   parameters and multiply-accumulates of a cell, or of every method
+  export RUN --to peft|hf DIR     write what a finished run trained as an adapter that peft loads, or merged
+                                  as a checkpoint that transformers loads
   data prepare NAME [KEY=VALUE]   find or download a dataset, verify and count it
   doctor                          versions, device, Java, caches, disk, network: what can run here
 
@@ -44,15 +51,48 @@ lodarepro score [--suite NAME] --hyp FILE --ref FILE [--num-refs N [--raw]] [--s
        lodarepro score RUN ... [--json]
        lodarepro score --compare RUN RUN [--json]"""
 
+COUNT_HELP = """\
+what is counted, of what is kept after training (an MLP that made a prefix is dropped):
+  trainable      parameters that train; % of model: of the pretrained model's parameters
+  adapter bytes  of the trained tensors in an adapter file, fp32, without its header
+  q/k/v MACs     multiply-accumulates a token in all q/k/v projections and what is beside them (LoDA Table 2);
+                 merged: with the deltas folded into the weights, where they can be
+  all MACs       a token in blocks and output layer
+MACs are of matrix products with weights: without attention's products between tokens and element-wise steps.
+
+With --all, a method whose defaults don't fit the model has no row but a line on stderr, and the exit status is 2.
+Defaults are those of lodarepro run, tuned settings of the chosen dataset and protocol included.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; errors are lines on stderr, never a traceback."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a closed one is None
+            # Not every locale can print an arrow or a subset's name.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        try:
+            return _command(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # at its end the interpreter would complain of a pipe that no one reads
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as e:  # the commands tell of all other files themselves
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"lodarepro: standard output can't be written ({e.strerror}); make room", file=sys.stderr)
+        return 2
+
+
+def _command(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
         "decode": _decode,
         "score": _score,
         "count": _count,
+        "export": _export,
         "data": _data,
         "doctor": _doctor,
     }
@@ -74,9 +114,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lodarepro: stopped; the same command continues", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def log_to_stderr() -> None:
@@ -99,6 +136,10 @@ def _run(arguments: list[str]) -> int:
 
     from lodarepro import compose
 
+    first = argparse.ArgumentParser(prog="lodarepro run", add_help=False, allow_abbrev=False)
+    _add_method_file(first)
+    method_file, arguments = first.parse_known_args(arguments)
+    own = _own(method_file)
     # Hydra shows the program's name in its help and looks for its arguments in sys.argv.
     sys.argv = ["lodarepro run", *arguments]
     parser = get_args_parser()
@@ -106,10 +147,10 @@ def _run(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     informative = given.help or given.hydra_help or given.shell_completion
     if informative:
-        compose.register_schemas()
+        compose.register_schemas(own)
     else:
         extra = Path(given.config_dir) if given.config_dir else None
-        compose.cells(given.overrides, multirun=given.multirun, extra_folder=extra)
+        compose.cells(given.overrides, multirun=given.multirun, extra_folder=extra, own=own)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let its errors reach the lines below
     _in_process.clear()
@@ -128,6 +169,17 @@ def _run(arguments: list[str]) -> int:
     if given.multirun and (folder := compose.SweepFolder.latest) is not None:
         return _conclude(_statuses(folder), sweep=True)
     return _conclude(list(_in_process), sweep=False)
+
+
+def _add_method_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method-file", metavar="FILE", type=Path, help="a Python file with a method of your own")
+
+
+def _own(given: argparse.Namespace) -> Any:
+    """The method of `--method-file`, or None."""
+    from lodarepro import compose
+
+    return None if given.method_file is None else compose.own_method(given.method_file)
 
 
 def job(composed: Any) -> dict[str, Any]:
@@ -207,7 +259,9 @@ def _decode(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="lodarepro decode", description="decode a finished run anew")
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="decode.*, model.path, data.*, runtime.*")
+    _add_method_file(parser)
     given = parser.parse_args(arguments)
+    _own(given)  # so that its content is known, wherever the record says that it was
     print(summary([pipeline.redecode(given.run, given.overrides)]))
     return 0
 
@@ -241,7 +295,7 @@ def _score(arguments: list[str]) -> int:
     parser.add_argument("--segments", metavar="FILE", type=Path, help="write each segment's values there, as TSV")
     parser.add_argument("--json", action="store_true", help="one object instead of a table")
     given = parser.parse_args(arguments)
-    if given.runs or (given.compare and all(path.is_dir() for path in given.compare)):
+    if given.runs or (given.compare and all(map(_is_folder, given.compare))):
         return _score_runs(given)
     return _score_texts(given)
 
@@ -263,7 +317,7 @@ def _score_runs(given: argparse.Namespace) -> int:
         return 0
     rescored = [rescore(folder) for folder in given.runs]
     evaluations = [{"id": r.id, "evaluations": [asdict(e) for e in r.evaluations]} for r in rescored]
-    _show(given, evaluations, summary(rescored))
+    _show(given, {"runs": evaluations}, summary(rescored))
     return 0
 
 
@@ -274,6 +328,11 @@ def _score_texts(given: argparse.Namespace) -> int:
     from lodarepro.metrics import reading
     from lodarepro.report import scores as shown
 
+    if given.compare and not given.ref:
+        raise BadInput(
+            f"{given.compare[0]} and {given.compare[1]} aren't two folders of runs; to compare two files of "
+            "hypotheses, give --ref FILE"
+        )
     if not given.ref or not (given.hyp or given.compare):
         raise BadInput(
             "nothing to score: give --hyp FILE --ref FILE, or folders of finished runs (lodarepro score --help)"
@@ -284,9 +343,12 @@ def _score_texts(given: argparse.Namespace) -> int:
         _refuse(given, ["resamples", "seed"], "scores without --confidence")
     if given.raw and given.num_refs is None:
         raise BadInput("--raw says what the files of --num-refs hold; other references are raw anyway")
-    suite = given.suite or "e2e"
+    if given.segments and _is_folder(given.segments):
+        raise BadInput(f"{given.segments}: a folder: name a file in it")
+    suite = "e2e" if given.suite is None else given.suite
     if suite not in metrics.SUITES:  # before files are read for it
         raise BadInput(f"--suite {suite}: no such suite{nearest(suite, metrics.SUITES)}")
+    resampling = _bootstrap(given)
     subsets = reading.read_labels(given.subsets) if given.subsets else None
 
     def read(hypotheses: Path) -> tuple[list[str], list[list[str]]]:
@@ -299,16 +361,21 @@ def _score_texts(given: argparse.Namespace) -> int:
 
     if given.compare:
         (of_a, references), (of_b, other) = map(read, given.compare)
+        if len(of_a) != len(of_b):
+            raise BadInput(
+                f"{given.compare[0]} has {len(of_a)} hypotheses, {given.compare[1]} has {len(of_b)}: "
+                "give both for the same segments"
+            )
         if references != other:  # tables bring their own order of the segments
             raise BadInput(
                 f"{given.compare[0]} and {given.compare[1]} are not in the same order: sort one as the other"
             )
         a, b = (metrics.measure(texts, references, suite=suite, subsets=subsets) for texts in (of_a, of_b))
-        found = metrics.compare(a, b, **_bootstrap(given))
+        found = metrics.compare(a, b, **resampling)
         _show(given, shown.comparison_as_json(suite, found), shown.comparison_table(suite, found))
         return 0
     measurement = metrics.measure(*read(given.hyp), suite=suite, subsets=subsets)
-    intervals = metrics.intervals(measurement, **_bootstrap(given)) if given.confidence else None
+    intervals = metrics.intervals(measurement, **resampling) if given.confidence else None
     scores = measurement.scores(intervals=intervals)
     if given.segments:
         try:
@@ -322,15 +389,24 @@ def _score_texts(given: argparse.Namespace) -> int:
 def _bootstrap(given: argparse.Namespace) -> dict[str, int]:
     from lodarepro.metrics import bootstrap
 
-    return {
-        "samples": bootstrap.SAMPLES if given.resamples is None else given.resamples,
-        "seed": bootstrap.SEED if given.seed is None else given.seed,
-    }
+    samples = bootstrap.SAMPLES if given.resamples is None else given.resamples
+    seed = bootstrap.SEED if given.seed is None else given.seed
+    bootstrap.check(samples, seed)  # before what takes time
+    return {"samples": samples, "seed": seed}
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long, a folder that may not be searched: who opens it says so
+        return False
 
 
 def _refuse(given: argparse.Namespace, options: Sequence[str], what: str) -> None:
     """Options that would be passed over in silence are bad input."""
-    found = [option for option in options if getattr(given, option) not in (None, False, [])]
+    values = {option: getattr(given, option) for option in options}
+    # 0 is a value that was given, though equal to False.
+    found = [option for option, value in values.items() if value is not None and value is not False and value != []]
     if found:
         names = ", ".join("RUN" if option == "runs" else f"--{option.replace('_', '-')}" for option in found)
         raise BadInput(f"{names}: means nothing for {what}; leave it out (lodarepro score --help)")
@@ -342,15 +418,93 @@ def _show(given: argparse.Namespace, tree: Any, text: str) -> None:
 
 def _count(arguments: list[str]) -> int:
     from lodarepro import compose
+    from lodarepro.config import METHODS
     from lodarepro.cost import count
 
-    parser = argparse.ArgumentParser(prog="lodarepro count", description="size and cost of a cell")
+    parser = argparse.ArgumentParser(
+        prog="lodarepro count",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="size and cost of a cell, or of every method on its model; without weights or data",
+        epilog=COUNT_HELP,
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for lodarepro run")
-    (cell,) = compose.cells(parser.parse_args(arguments).overrides)
-    counted = count(cell.run.model, cell.run.method)
-    print(f"trainable parameters  {counted.trainable:,}")
-    print(f"all parameters        {counted.total:,}")
-    print(f"MACs a token in q/k/v {counted.qkv_macs:,}")
+    parser.add_argument("--all", action="store_true", help="a row for every method, each at its defaults")
+    parser.add_argument("--json", action="store_true", help="an object instead of a table; with --all a list of them")
+    _add_method_file(parser)
+    given = parser.parse_args(arguments)
+    own = _own(given)
+    if not given.all:
+        (cell,) = compose.cells(given.overrides, own=own)
+        counted = _counted(cell.run.model.name, cell.run.method, count(cell.run.model, cell.run.method))
+        _show(given, counted, _counts_table([counted]))
+        return 0
+    if odd := [text for text in given.overrides if text.lstrip("+~").partition("=")[0].split(".")[0] == "method"]:
+        raise BadInput(f"{odd[0]}: --all counts every method at its defaults; leave one of the two out")
+    compose.cells(given.overrides, own=own)  # what is wrong whatever the method is said once
+    rows, faults = [], []
+    for name in [*METHODS, *([] if own is None else [own.name])]:
+        try:
+            (cell,) = compose.cells([*given.overrides, f"method={name}"], own=own)
+        except BadInput as e:
+            faults += [f"method={name}: {fault}" for fault in e.faults]
+        else:
+            rows.append(_counted(cell.run.model.name, cell.run.method, count(cell.run.model, cell.run.method)))
+    _show(given, rows, _counts_table(rows))
+    if faults:
+        raise BadInput(faults)
+    return 0
+
+
+def _counted(model: str, method: Any, count: Count) -> dict[str, Any]:
+    """A row of `lodarepro count` as JSON has it."""
+    row = {
+        "model": model,
+        "method": method.name,
+        "rank": getattr(method, "rank", None),
+        "trainable": count.trainable,
+        "trainable_per_cent": round(count.share, 4),
+        "adapter_bytes": count.adapter_bytes,
+        "qkv_macs_per_token": count.qkv_macs,
+        "macs_per_token": count.macs,
+    }
+    return row if count.qkv_macs_merged is None else {**row, "qkv_macs_per_token_merged": count.qkv_macs_merged}
+
+
+def _counts_table(rows: Sequence[dict[str, Any]]) -> str:
+    from lodarepro.report.summary import markdown
+
+    columns = {
+        "model": "model",
+        "method": "method",
+        "rank": "rank",
+        "trainable": "trainable",
+        "trainable_per_cent": "% of model",
+        "adapter_bytes": "adapter bytes",
+        "qkv_macs_per_token": "q/k/v MACs",
+        "qkv_macs_per_token_merged": "merged",
+        "macs_per_token": "all MACs",
+    }
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4f}"
+        return "" if value is None else f"{value:,}" if isinstance(value, int) else value
+
+    return markdown([[*columns.values()], *([cell(row.get(key)) for key in columns] for row in rows)])
+
+
+def _export(arguments: list[str]) -> int:
+    from lodarepro.export import FORMS, export
+
+    parser = argparse.ArgumentParser(prog="lodarepro export", description="write a finished run for another tool")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    parser.add_argument("--to", required=True, choices=sorted(FORMS), help="an adapter of peft's; a merged checkpoint")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="where to; not there yet, or empty")
+    parser.add_argument("overrides", nargs="*", metavar="model.path=FOLDER", help="where the base model is here")
+    _add_method_file(parser)
+    given = parser.parse_intermixed_args(arguments)
+    _own(given)
+    export(given.run, given.to, given.folder, given.overrides)
     return 0
 
 

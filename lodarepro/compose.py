@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import itertools
 import json
+import re
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, get_type_hints
 
 from hydra import compose as hydra_compose
@@ -26,7 +31,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from lodarepro import config
@@ -45,6 +50,7 @@ LACKING = "???"  # OmegaConf's mark of a key without a value
 NOT_IDENTITY = {
     "model": ("hub", "revision", "path"),
     "dataset": ("files", "remote", "pins"),
+    "method_file": ("path",),
 }
 """what of a section is only a place; the checksums of what was found there are part of the identity"""
 
@@ -58,23 +64,31 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def register_schemas() -> None:
+def register_schemas(own: OwnMethod | None = None) -> None:
     """Give Hydra the dataclasses' defaults, which the YAML files start from.
 
     They are plain dictionaries: Hydra then refuses unknown keys, and the types are checked by
     `to_run`, all at once. A field without a default becomes `???`.
+
+    Args:
+        own: a method of the user's, which becomes an option of the group `method`.
     """
     # For the help page; Hydra's own list would show the schemas as choices.
-    OmegaConf.register_new_resolver("choices", _listed_choices, replace=True)
+    OmegaConf.register_new_resolver("choices", lambda: _listed(groups(own=own)), replace=True)
     store = ConfigStore.instance()
+    store.repo.pop("method", None)  # what an earlier command of this process brought
+    if own is not None:
+        # The file goes with the option: workers know from it what to import, other cells of a sweep lack it.
+        node = {"method": _defaults(own.settings), "method_file": asdict(own.file)}
+        store.store(group="method", name=own.name, node=node, package="_global_")
     for name, section in config.SECTIONS.items():
         store.store(group=SCHEMA, name=name, node=_defaults(section))
     for name, method in config.METHODS.items():
         store.store(group=f"{SCHEMA}/method", name=name, node=_defaults(method))
 
 
-def _listed_choices() -> str:
-    return "\n".join(f"  {group}={'|'.join(options)}" for group, options in groups().items())
+def _listed(options: Mapping[str, Sequence[str]]) -> str:
+    return "\n".join(f"  {group}={'|'.join(names)}" for group, names in options.items())
 
 
 def _defaults(section: type) -> dict[str, Any]:
@@ -82,18 +96,21 @@ def _defaults(section: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for f in fields(section):
         if f.default is not MISSING:
-            found[f.name] = f.default
+            found[f.name] = _plain_value(f.default)
         elif f.default_factory is not MISSING:
-            value = f.default_factory()
-            found[f.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            found[f.name] = _plain_value(f.default_factory())
         else:
             found[f.name] = _defaults(hints[f.name]) if is_dataclass(hints[f.name]) else LACKING
     return copy.deepcopy(found)
 
 
-def groups(extra_folder: Path | None = None) -> dict[str, list[str]]:
+def _plain_value(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def groups(extra_folder: Path | None = None, own: OwnMethod | None = None) -> dict[str, list[str]]:
     """Name of each group that a user chooses from to its options."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {} if own is None else {"method": {own.name}}
     for root in (config_folder(), *([extra_folder] if extra_folder else [])):
         for path in root.glob("*/*.yaml"):
             if path.parent.name not in (*FOLLOWING, "hydra"):
@@ -114,21 +131,28 @@ class Cell:
     run: config.Run
 
 
-def cells(overrides: Sequence[str], *, multirun: bool = False, extra_folder: Path | None = None) -> list[Cell]:
+def cells(
+    overrides: Sequence[str],
+    *,
+    multirun: bool = False,
+    extra_folder: Path | None = None,
+    own: OwnMethod | None = None,
+) -> list[Cell]:
     """Check the overrides of one command and compose every cell that they name.
 
     Args:
         overrides: as typed, `KEY=VALUE` each.
         multirun: whether `-m` was given, which alone allows several values for a key.
         extra_folder: the user's own configs (`--config-dir`).
+        own: the user's own method (`--method-file`).
 
     Raises:
         BadInput: with every fault found, one line each.
     """
-    register_schemas()
+    register_schemas(own)
     if extra_folder is not None and not extra_folder.is_dir():
         raise BadInput(f"--config-dir={extra_folder}: no such folder")
-    options = groups(extra_folder)
+    options = groups(extra_folder, own)
     faults: list[str] = []
     parsed = _parsed(overrides, faults)
     if not multirun:
@@ -172,7 +196,10 @@ def _parsed(overrides: Sequence[str], faults: list[str]) -> list[Override]:
                 f"write {override.key_or_group!s}=VALUE"
             )
             continue
-        if override.key_or_group in FOLLOWING:
+        if override.key_or_group.split(".")[0] == "method_file":
+            faults.append(f"'{text}': the file of a method is given as --method-file FILE")
+            continue
+        if override.key_or_group.split("/")[0] in FOLLOWING:
             faults.append(
                 f"'{text}': tuned settings follow from protocol, model, method and dataset; set single keys instead, "
                 "as in train.lr=VALUE"
@@ -334,16 +361,20 @@ def _built(tree: dict[Any, Any]) -> config.Run:
     faults: list[str] = []
     sections: dict[str, Any] = {}
     known = {**config.SECTIONS, "method": dict, "seed": int}
-    for name in sorted(tree.keys() - known.keys() - {"hydra"}):
+    for name in sorted(tree.keys() - known.keys() - {"hydra", "method_file"}):
         faults.append(f"{name}: no such section{nearest(str(name), known)}")
     if lacking := sorted(known.keys() - tree.keys()):
         raise BadInput([*faults, *(f"{name}: this section is missing" for name in lacking)])
     types = {**config.SECTIONS, "seed": int}
+    methods = config.METHODS
+    if file := tree.get("method_file"):
+        own = own_method(Path(file["path"]), file["sha256"])
+        sections["method_file"], methods = own.file, {own.name: own.settings}
     chosen = tree["method"].get("name") if isinstance(tree["method"], dict) else tree["method"]
-    if chosen in config.METHODS:
-        types["method"] = config.METHODS[chosen]
+    if chosen in methods:
+        types["method"] = methods[chosen]
     else:
-        faults.append(f"method.name={chosen}: no such method{nearest(str(chosen), config.METHODS)}")
+        faults.append(f"method.name={chosen}: no such method{nearest(str(chosen), methods)}")
     for name, section in types.items():
         sections[name] = _typed(tree[name], section, name, faults)
     if faults:
@@ -366,8 +397,7 @@ def _typed(value: Any, wanted: type, where: str, faults: list[str]) -> Any:
             if error["type"] == "value_error":  # of a section's own check, which names the field
                 faults.append(f"{path}.{error['ctx']['error']}")
             elif error["input"] != LACKING:
-                message = error["msg"][0].lower() + error["msg"][1:]
-                faults.append(f"{path}={_shown(error['input'])}: {message}")
+                faults.append(f"{path}={_shown(error['input'])}: {_lower(error['msg'])}")
     return None
 
 
@@ -384,6 +414,10 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
 def _unknown_fields(value: Any, wanted: Any, where: str, faults: list[str]) -> None:
     if not is_dataclass(wanted) or not isinstance(value, dict):
         return
@@ -397,7 +431,8 @@ def _unknown_fields(value: Any, wanted: Any, where: str, faults: list[str]) -> N
 
 def _combined_faults(run: config.Run) -> list[str]:
     """What no single value is wrong with."""
-    faults = []
+    fit = getattr(run.method, "faults", None)
+    faults = [f"method.{fault}" for fault in fit(run)] if fit else []
     if run.model.n_embd % run.model.n_head:
         faults.append(f"model.n_head={run.model.n_head} does not divide model.n_embd={run.model.n_embd}")
     if run.protocol.max_length > run.model.n_positions:
@@ -472,8 +507,10 @@ def identity(run: config.Run, checksums: Mapping[str, str]) -> dict[str, Any]:
     described = plain(run)
     for name in ("data", "results", "runtime"):
         del described[name]
-    for section, places in NOT_IDENTITY.items():
-        for place in places:
+    if run.method_file is None:
+        del described["method_file"]  # other runs keep the ids that they had before there were such files
+    for section in NOT_IDENTITY.keys() & described.keys():
+        for place in NOT_IDENTITY[section]:
             del described[section][place]
     return {**described, "checksums": dict(checksums), "protocol_version": PROTOCOL_VERSION}
 
@@ -484,3 +521,141 @@ def run_id(run: config.Run, checksums: Mapping[str, str]) -> str:
     rank = getattr(run.method, "rank", None)
     method = run.method.name if rank is None else f"{run.method.name}-r{rank}"
     return f"{run.dataset.name}_{run.model.name}_{method}_{run.protocol.name}_s{run.seed}_{digest}"
+
+
+# a user's own method ----------------------------------------------------------------------------
+
+HOOKS = {
+    "attach": ("model", "config", "generator"),
+    "layout": ("config", "tokenizer"),
+    "param_groups": ("model", "config"),
+    "finalize": ("model", "config"),
+}
+"""the functions of a method's file and their arguments, as in `methods.base.Method`; all but the first may lack"""
+ELSEWHERE = "or say with --method-file where it is"
+
+
+@dataclass(frozen=True)
+class OwnMethod:
+    """A method that a file of the user's defines.
+
+    Attributes:
+        file: where it is, and its content's hash.
+        settings: its dataclass; the functions stand in the same module.
+        name: the option's name.
+    """
+
+    file: config.MethodFile
+    settings: type
+    name: str
+
+
+def own_method(path: Path, sha256: str | None = None) -> OwnMethod:
+    """Import a method's file, once for each content.
+
+    Args:
+        path: of the file.
+        sha256: the content that it must have; None: any. Where this content was imported already,
+            from wherever, the file is not looked for.
+
+    Raises:
+        BadInput: it is missing, has another content, can't be imported, or does not define a method.
+    """
+    where = f"method file {path}"
+    path = path.expanduser().absolute()  # a record or a worker may be read from another folder
+    if sha256 is None or _module(sha256) not in sys.modules:
+        try:
+            content = path.read_bytes()
+        except OSError as e:
+            way_out = "check the path" if sha256 is None else f"put it there again, {ELSEWHERE}"
+            raise BadInput(f"{where}: can't be read ({e.strerror}); {way_out}") from None
+        found = hashlib.sha256(content).hexdigest()
+        if sha256 not in (None, found):
+            raise BadInput(
+                f"{where} has changed since the run was made (sha256 {found}, not {sha256}); put the old one there "
+                f"again, {ELSEWHERE}"
+            )
+        sha256 = found
+        if _module(sha256) not in sys.modules:
+            _import(content, path, name=_module(sha256), where=where)
+    settings = _settings(sys.modules[_module(sha256)])[0]
+    return OwnMethod(config.MethodFile(str(path), sha256), settings, name=_defaults(settings)["name"])
+
+
+def _module(sha256: str) -> str:
+    return f"lodarepro_method_{sha256}"
+
+
+def _import(content: bytes, path: Path, *, name: str, where: str) -> None:
+    """Make a module of a file's content, which is what was hashed, and check that it defines a method."""
+    module = sys.modules[name] = ModuleType(name)  # there already now, as dataclasses look for it
+    module.__file__ = str(path)
+    try:
+        exec(compile(content, str(path), "exec", dont_inherit=True), module.__dict__)
+        faults = _own_faults(module)
+    except (Exception, SystemExit) as e:
+        del sys.modules[name]
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)]
+        line = e.lineno if isinstance(e, SyntaxError) else lines[-1] if lines else None
+        said = e.msg if isinstance(e, SyntaxError) else str(e).partition("\n")[0]
+        at = f", line {line}" if line else ""
+        raise BadInput(f"{where}{at}: can't be imported ({type(e).__name__}: {said})") from None
+    if faults:
+        del sys.modules[name]
+        raise BadInput([f"{where}: {fault}" for fault in faults])
+
+
+def _settings(module: ModuleType) -> list[type]:
+    """The dataclasses that a module defines itself."""
+    classes = dict.fromkeys(value for value in vars(module).values() if isinstance(value, type))
+    return [c for c in classes if c.__module__ == module.__name__ and "__dataclass_fields__" in vars(c)]
+
+
+def _own_faults(module: ModuleType) -> list[str]:
+    """All that keeps a user's module from being a method."""
+    faults = []
+    for hook, arguments in HOOKS.items():
+        function = getattr(module, hook, None)
+        if function is None and hook != "attach":
+            continue
+        try:
+            inspect.signature(function).bind(*arguments)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            faults.append(f"it needs a function {hook}({', '.join(arguments)})")
+    found = _settings(module)
+    if len(found) != 1:
+        named = f"{len(found)} dataclasses ({', '.join(c.__name__ for c in found)})" if found else "no dataclass"
+        return [*faults, f"it defines {named}; exactly one, please: the method's settings, each with a default"]
+    # Records hold no infinity.
+    found[0].__pydantic_config__ = ConfigDict(allow_inf_nan=False)  # type: ignore[attr-defined]
+    return faults + _unfit_fields(found[0])
+
+
+def _unfit_fields(settings: type) -> list[str]:
+    faults = []
+    defaults, hints = _defaults(settings), get_type_hints(settings)
+    name = defaults.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9.-]*", name):
+        given = "no name" if name is None else f"name={name}"
+        faults.append(
+            f'{given} in {settings.__name__}; give the method\'s with name: str = "NAME", of small letters, digits, '
+            "points and hyphens"
+        )
+    elif name in config.METHODS:
+        faults.append(f"name={name} is that of a built-in method; choose another")
+    for f in fields(settings):
+        where = f"{settings.__name__}.{f.name}"
+        if defaults[f.name] == LACKING:
+            faults.append(f"{where} has no default; give it one")
+            continue
+        try:
+            value = TypeAdapter(hints[f.name]).validate_json(json.dumps(defaults[f.name]), strict=True)
+            json.dumps(_plain_value(value))  # as a record will hold it
+        except ValidationError as e:
+            faults.append(f"{where}={_shown(defaults[f.name])}: {_lower(e.errors()[0]['msg'])}")
+        except (PydanticUserError, TypeError):
+            faults.append(
+                f"{where} is of a type that YAML can't hold; use bool, int, float, str, None, Literal, and lists, "
+                "tuples and dictionaries of these"
+            )
+    return faults

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -214,12 +214,208 @@ class Runtime:
     """minutes between checkpoints within an epoch (the first whole update from its end on has one)"""
 
 
+Target = Literal["q", "k", "v", "o", "up", "down"]
+"""a dense layer of a block: parts of the fused projection, the attention's output, the MLP's two"""
+
+
 @dataclass(frozen=True)
 class Ft:
     """Full fine-tuning: every parameter trains, the tied embeddings once."""
 
     name: str = "ft"
     """the option's name; part of the run id"""
+
+
+@dataclass(frozen=True)
+class FtTop:
+    """Fine-tuning of the highest blocks."""
+
+    name: str = "ft-top2"
+    """the option's name; part of the run id"""
+    blocks: Positive = 2
+    """number of blocks that train (Li & Liang 2021: 2)"""
+    final_norm: bool = False
+    """the final LayerNorm trains too (as in Li & Liang's code; their count has it not)"""
+
+    def faults(self, run: Run) -> list[str]:
+        """What does not fit the rest of the run."""
+        model = run.model
+        if self.blocks > model.n_layer:
+            return [f"blocks={self.blocks} exceeds the {model.n_layer} blocks of {model.name}"]
+        return []
+
+
+@dataclass(frozen=True)
+class FtQv:
+    """Fine-tuning of slices of the fused q/k/v weight, without its bias (LoDA Table 1, FT^{Wq,Wv})."""
+
+    name: str = "ft-qv"
+    """the option's name; part of the run id"""
+    targets: tuple[Literal["q", "k", "v"], ...] = ("q", "v")
+    """slices that train"""
+
+    def __post_init__(self) -> None:
+        """Refuse a list of targets that is empty or names one twice."""
+        _check_targets(self.targets)
+
+
+@dataclass(frozen=True)
+class BitFit:
+    """BitFit (Ben Zaken et al. 2022): only biases train."""
+
+    name: str = "bitfit"
+    """the option's name; part of the run id"""
+    layer_norm: bool = True
+    """the biases of LayerNorms train too"""
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """The frozen model with a task description and one example before each context; trains nothing."""
+
+    name: str = "one-shot"
+    """the option's name; part of the run id"""
+    prompt: str = (
+        "Generate a restaurant description from the table. Here is an example: name: The Eagle | Type: coffee shop | "
+        "food: Japanese | price: less than £20 | customer rating: low | area: riverside | family friendly: yes | "
+        "near: Burger King. The generated description is like: The Eagle is a low rated coffee shop near Burger King "
+        "and the riverside that is family friendly and is less than £20 for Japanese food. Now generate description "
+        "for this table: "
+    )
+    """text before the context (LoDA paper, footnote 4; for E2E)"""
+    after: str = ". The generated description is like:"
+    """text after the context in place of the separator (ours, after the prompt's own example; the paper ends with
+    the table)"""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Sequential bottleneck adapters: h + Up(act(Down(h))), biases in both (Houlsby et al. 2019 and its kin)."""
+
+    name: str = "adapter-h"
+    """the option's name; part of the run id"""
+    bottleneck: Positive = 112
+    """m, width between Down and Up"""
+    sites: tuple[Literal["attn", "mlp", "block"], ...] = ("attn", "mlp")
+    """after the attention's and the MLP's output projection, before the residual sum; or after the block"""
+    layer_norm: bool = False
+    """a trained LayerNorm of its own before Down"""
+    activation: Literal["relu", "gelu"] = "relu"
+    """act (Li & Liang's code: ReLU)"""
+    init: Literal["zero", "near-zero"] = "zero"
+    """Up starts at 0, an exact no-op; or at N(0, 0.01), cut at two deviations, as Down (Houlsby et al. 2019)"""
+    drop: NotNegative = 0
+    """the lowest blocks that go without (AdapterDrop, Rückle et al. 2021)"""
+
+    def __post_init__(self) -> None:
+        """Refuse a list of sites that is empty or names one twice."""
+        if not self.sites or len(set(self.sites)) < len(self.sites):
+            raise ValueError(f"sites={json.dumps(self.sites)}: name at least one site, each once")
+
+    def faults(self, run: Run) -> list[str]:
+        """What does not fit the rest of the run."""
+        model = run.model
+        if self.drop >= model.n_layer:
+            return [f"drop={self.drop} leaves no adapter in the {model.n_layer} blocks of {model.name}"]
+        return []
+
+
+@dataclass(frozen=True)
+class PrefixEmbed:
+    """Trained embeddings before the context and between context and completion (LoRA paper, PreEmbed)."""
+
+    name: str = "prefix-embed"
+    """the option's name; part of the run id"""
+    length: NotNegative = 10
+    """l_p, embeddings before the context (Li & Liang 2021: 10 was the best of 1, 10, 20 on E2E)"""
+    infix: NotNegative = 0
+    """l_i, embeddings between the separator and the completion"""
+    hidden: Positive | None = 512
+    """width of the MLP that the embeddings come from in training (Li & Liang 2021); None: they train themselves"""
+
+    def __post_init__(self) -> None:
+        """Refuse a method of no embedding."""
+        if not self.length + self.infix:
+            raise ValueError("length=0: with infix=0 nothing would train; give one of them")
+
+    def faults(self, run: Run) -> list[str]:
+        """What does not fit the rest of the run."""
+        return _virtual_faults(self.length, self.infix, run)
+
+
+@dataclass(frozen=True)
+class PrefixLayer:
+    """Trained activations in every block: keys and values (Li & Liang 2021) or hidden states (LoRA paper)."""
+
+    name: str = "prefix-layer"
+    """the option's name; part of the run id"""
+    form: Literal["keys-values", "hidden-states"] = "keys-values"
+    """keys and values before all others in every block, or hidden states of virtual tokens"""
+    length: NotNegative = 5
+    """l or l_p, positions before the context (Li & Liang 2021, Table 6: 5; 10 on DART)"""
+    infix: NotNegative = 0
+    """l_i, positions between the separator and the completion; hidden states only"""
+    hidden: Positive | None = 512
+    """width of the MLP that they come from in training (Li & Liang 2021); None: they train themselves"""
+
+    def __post_init__(self) -> None:
+        """Refuse a method of no position, and keys and values after the context."""
+        if not self.length + self.infix:
+            raise ValueError("length=0: with infix=0 nothing would train; give one of them")
+        if self.infix and self.form == "keys-values":
+            raise ValueError(f"infix={self.infix}: keys and values stand before the context only; set infix=0")
+
+    def faults(self, run: Run) -> list[str]:
+        """What does not fit the rest of the run."""
+        if self.form == "hidden-states":
+            return _virtual_faults(self.length, self.infix, run)
+        room = run.model.n_positions - run.protocol.max_length
+        if self.length > room:
+            return [
+                f"length={self.length}: tokens stand after the prefix, and protocol.max_length="
+                f"{run.protocol.max_length} leaves {room} of the {run.model.n_positions} positions of "
+                f"{run.model.name}; set protocol.max_length={run.model.n_positions - self.length} or less"
+            ]
+        return []
+
+
+@dataclass(frozen=True)
+class Base:
+    """What stands for the frozen projection W_proj = [Wq, Wk, Wv] under parallel deltas (LoDA paper, R- and S-)."""
+
+    kind: Literal["dense", "low-rank", "sparse"] = "dense"
+    """as it is; truncated SVD executed as two products; the entries of largest magnitude"""
+    rank: Positive | None = None
+    """R, of low-rank"""
+    keep: Annotated[float, Field(gt=0, le=1)] | None = None
+    """s, the fraction of entries that sparse keeps"""
+    pattern: Literal["unstructured", "2:4"] = "unstructured"
+    """of sparse: anywhere, or two of each four consecutive inputs of a column, for hardware that gains from it"""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that the kind lacks or has no use for."""
+        wanted = {"rank"} if self.kind == "low-rank" else {"keep"} if self.kind == "sparse" else set()
+        if self.kind == "sparse" and self.pattern == "2:4":
+            wanted = set()  # which keeps half by its name
+        for key in ("rank", "keep"):
+            value = getattr(self, key)
+            if value is None and key in wanted:
+                raise ValueError(f"{key}: a value is needed for kind={self.kind}")
+            if value is not None and key not in wanted:
+                what = f"kind={self.kind}" + (f" of pattern={self.pattern}" if self.kind == "sparse" else "")
+                raise ValueError(f"{key}={value}: means nothing for {what}; leave it out")
+        if self.pattern != "unstructured" and self.kind != "sparse":
+            raise ValueError(f"pattern={self.pattern}: means nothing for kind={self.kind}; leave it out")
+
+    def faults(self, model: Model) -> list[str]:
+        """What does not fit the model."""
+        if self.rank is not None and self.rank > model.n_embd:
+            return [f"base.rank={self.rank} exceeds the rank {model.n_embd} of W_proj in {model.name}"]
+        if self.keep is not None and not round(self.keep * 3 * model.n_embd**2):
+            return [f"base.keep={self.keep} keeps none of the {3 * model.n_embd**2} entries of W_proj in {model.name}"]
+        if self.kind == "sparse" and self.pattern == "2:4" and model.n_embd % 4:
+            return [f"base.pattern=2:4: the width {model.n_embd} of {model.name} is no multiple of 4"]
+        return []
 
 
 @dataclass(frozen=True)
@@ -230,25 +426,146 @@ class Lora:
     """the option's name; part of the run id"""
     rank: Positive = 4
     """r, columns of A and rows of B"""
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
+    alpha: Rate = 32.0
     """the output is scaled by alpha / rank (Table 11)"""
     dropout: Fraction = 0.1
     """on the branch's input (Table 11)"""
-    targets: tuple[Literal["q", "k", "v", "o", "up", "down"], ...] = ("q", "v")
+    targets: tuple[Target, ...] = ("q", "v")
     """dense layers that get a delta; each has its own A and B"""
+    ranks: dict[Target, Positive | None] = field(default_factory=lambda: dict.fromkeys(get_args(Target)))
+    """ranks of single targets; None: `rank`"""
+    rslora: bool = False
+    """scale by alpha / sqrt(rank) (Kalajdzievski 2023)"""
+    dora: bool = False
+    """train magnitude and direction apart (Liu et al. 2024)"""
+    lr_ratio: Rate = 1.0
+    """learning rate of B over that of A (LoRA+, Hayou et al. 2024: 16)"""
     same_init: bool = True
     """all blocks start from the same A (the original copies one block)"""
     same_mask: bool = True
     """one dropout mask for all deltas of one fused projection, as in the original"""
+    base: Base = field(default_factory=Base)
+    """what stands for the frozen q/k/v projection"""
 
     def __post_init__(self) -> None:
-        """Refuse a list of targets that is empty or names one twice."""
-        if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"targets={json.dumps(self.targets)}: name at least one target, each once")
+        """Refuse targets that are none, ranks of others, and DoRA without a dense weight."""
+        _check_targets(self.targets)
+        own = {target for target, rank in self.ranks.items() if rank is not None}
+        if odd := sorted(own - set(self.targets)):
+            raise ValueError(f"ranks.{odd[0]}={self.ranks[odd[0]]}: not among targets={json.dumps(self.targets)}")
+        if self.dora and self.base.kind != "dense":
+            raise ValueError(f"dora=true: the magnitudes are of a dense weight; not with base.kind={self.base.kind}")
+
+    def faults(self, run: Run) -> list[str]:
+        """What does not fit the rest of the run."""
+        model = run.model
+        ranks = {"rank": self.rank}
+        ranks |= {f"ranks.{target}": rank for target, rank in self.ranks.items() if rank is not None}
+        return _rank_faults(ranks, model) + self.base.faults(model)
 
 
-METHODS: dict[str, type] = {"ft": Ft, "lora": Lora}
-"""registry of configs: the name in `configs/method/` to its dataclass"""
+@dataclass(frozen=True)
+class F1:
+    """f1 of LoDA: `depth` times the steps of `order` on r numbers."""
+
+    depth: NotNegative = 2
+    """how often; 0: f1 = 0, which is LoRA"""
+    order: tuple[Literal["linear", "activation", "norm"], ...] = ("linear", "activation", "norm")
+    """r x r product without bias, element-wise activation, LayerNorm without parameters"""
+    activation: Literal["leaky-relu", "relu", "gelu", "tanh"] = "leaky-relu"
+    """of f1 and f2"""
+    slope: Rate = 0.8
+    """of leaky-relu below zero (LoDA paper)"""
+
+    def __post_init__(self) -> None:
+        """Refuse an f1 of no step, which would pass on what it is given."""
+        if not self.order:
+            raise ValueError("order=[]: name at least one step; depth=0 leaves f1 out")
+
+
+@dataclass(frozen=True)
+class Loda:
+    """LoDA (MERL TR2025-130): dh = s (x A B + f1(x A) B), or with f2: dh = s (x A B + f2(f1(x A) B))."""
+
+    name: str = "loda"
+    """the option's name; part of the run id"""
+    rank: Positive = 4
+    """r, columns of A and rows of B"""
+    alpha: Rate = 32.0
+    """the output is scaled by s = alpha / rank, as in LoRA, which LoDA follows untuned"""
+    dropout: Fraction = 0.1
+    """on the branch's input (LoRA Table 11)"""
+    targets: tuple[Target, ...] = ("q", "v")
+    """dense layers that get a delta; each has its own A, B and f1"""
+    f1: F1 = field(default_factory=F1)
+    """the non-linear map between A and B"""
+    f2: tuple[Literal["activation", "norm"], ...] = ()
+    """LoDA+: steps after B, element-wise activation and LayerNorm without parameters; empty: LoDA"""
+    same_init: bool = True
+    """all blocks start from the same A (and f1), as in the LoRA code"""
+    same_mask: bool = True
+    """one dropout mask for all deltas of one fused projection, as in the LoRA code"""
+    base: Base = field(default_factory=Base)
+    """what stands for the frozen q/k/v projection"""
+
+    def __post_init__(self) -> None:
+        """Refuse targets that are none, and a LayerNorm of one number, which is 0 whatever the number."""
+        _check_targets(self.targets)
+        if self.rank == 1 and self.f1.depth and "norm" in self.f1.order:
+            raise ValueError("rank=1: f1's norm of one number is 0; give rank=2 or more, or an f1.order without norm")
+
+    def faults(self, run: Run) -> list[str]:
+        """What does not fit the rest of the run."""
+        return _rank_faults({"rank": self.rank}, run.model) + self.base.faults(run.model)
+
+
+def _check_targets(targets: tuple[str, ...]) -> None:
+    if not targets or len(set(targets)) < len(targets):
+        raise ValueError(f"targets={json.dumps(targets)}: name at least one target, each once")
+
+
+def _rank_faults(ranks: dict[str, int], model: Model) -> list[str]:
+    return [
+        f"{key}={rank} exceeds the width {model.n_embd} of {model.name}"
+        for key, rank in ranks.items()
+        if rank > model.n_embd
+    ]
+
+
+def _virtual_faults(length: int, infix: int, run: Run) -> list[str]:
+    room = run.protocol.max_length - run.decode.max_new_tokens
+    if 0 < room <= length + infix:
+        return [
+            f"length={length} and infix={infix} leave nothing for a context in the {room} tokens of a prompt "
+            f"(protocol.max_length - decode.max_new_tokens); set them to {room - 1} or less together"
+        ]
+    return []
+
+
+METHODS: dict[str, type] = {
+    "ft": Ft,
+    "ft-top2": FtTop,
+    "ft-qv": FtQv,
+    "bitfit": BitFit,
+    "one-shot": OneShot,
+    "adapter-h": Adapter,
+    "adapter-l": Adapter,
+    "adapter-p": Adapter,
+    "adapter-drop": Adapter,
+    "prefix-embed": PrefixEmbed,
+    "prefix-layer": PrefixLayer,
+    "lora": Lora,
+    "r-lora": Lora,
+    "s-lora": Lora,
+    "loda": Loda,
+    "r-loda": Loda,
+    "s-loda": Loda,
+    "loda-plus": Loda,
+    "r-loda-plus": Loda,
+    "s-loda-plus": Loda,
+}
+"""registry of configs: the name in `configs/method/` to its dataclass, which may have a method `faults(run)`
+giving one line, without `method.`, for each setting that does not fit the rest of the run"""
 
 SECTIONS: dict[str, type] = {
     "model": Model,
@@ -264,13 +581,23 @@ SECTIONS: dict[str, type] = {
 
 
 @dataclass(frozen=True)
+class MethodFile:
+    """The file of a user's own method."""
+
+    path: str
+    """where it was when the run was composed; not part of a run's identity"""
+    sha256: str
+    """of its content"""
+
+
+@dataclass(frozen=True)
 class Run:
     """One cell of a table: everything that decides its numbers, and where and how it runs."""
 
     model: Model
     """what is fine-tuned"""
     method: Any
-    """one of the dataclasses of `METHODS`: what trains"""
+    """one of the dataclasses of `METHODS`, or a user's own: what trains"""
     dataset: Dataset
     """what it is trained and tested on"""
     protocol: Protocol
@@ -287,3 +614,5 @@ class Run:
     """how this machine does the work"""
     seed: int = 1
     """seeds initialisation, data order, filler rows and dropout"""
+    method_file: MethodFile | None = None
+    """what defines the method, if it is the user's own; then `method` is that file's dataclass"""

@@ -34,7 +34,7 @@ from lodarepro.records import Decoded, Evaluation, Record
 from lodarepro.rescore import measured
 from lodarepro.seeds import derived_seed
 from lodarepro.train.checkpoint import Progress
-from lodarepro.train.loop import total_steps, train
+from lodarepro.train.loop import train
 from lodarepro.train.optim import learning_rate
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,6 @@ def _execute(run: config.Run, signals: _Signals) -> tuple[Path, Record]:
         origin |= {"device": _describe(device), "threads": torch.get_num_threads()}
         attach(model, run.method, torch.Generator().manual_seed(derived_seed(run.seed, "init")))
         model.to(device)
-        counted = count_parameters(model)
 
         encoded = {
             name: encode(
@@ -128,8 +127,9 @@ def _execute(run: config.Run, signals: _Signals) -> tuple[Path, Record]:
             stop_signal=lambda: signals.number,
         )
         finalize(model, run.method)
+        counted = count_parameters(model)  # of what is kept, which is what the papers print
         save_adapter(model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256)
-        _write_steps(folder, progress, run.train, pairs=len(encoded["train"]))
+        _write_steps(folder, progress, run.train)
 
         began = time.monotonic()
         decoded = _decoded(run, model.eval(), tokenizer, splits["test"], signals)
@@ -350,8 +350,8 @@ def _source(split: Split) -> dict[str, Any]:
     }
 
 
-def _write_steps(folder: Path, progress: Progress, settings: config.Train, *, pairs: int) -> None:
-    total = total_steps(pairs, settings)
+def _write_steps(folder: Path, progress: Progress, settings: config.Train) -> None:
+    total = progress.step  # of a training at its end; none where nothing trained
     rates = [learning_rate(settings, step, total) for step in range(total)]
     records.write_steps(folder / records.STEPS, rates, progress.losses.tolist())
 

@@ -35,6 +35,7 @@ LEVELS = {
     "decode": 4,
     "train": 4,
     "analysis": 5,
+    "export": 5,
     "pipeline": 5,
     "report": 5,
     "doctor": 6,

@@ -48,7 +48,7 @@ def collate(
     """Lay out some pairs as one batch.
 
     A sequence keeps its first `max_length` tokens; a target counts if it is a token of the
-    completion (`loss_on="all"`: any token) among those.
+    completion (`loss_on="all"`: any token but a method's own, whose ids are below 0) among those.
 
     Args:
         data: the tokenised split.
@@ -70,13 +70,18 @@ def collate(
         shifted = sequence[1 : kept + 1]
         targets[i, : len(shifted)] = shifted
         first = int(data.contexts[row]) - 1 if loss_on == "completion" else 0
-        mask[i, first : kept - 1] = True
+        mask[i, first : kept - 1] = shifted[first : kept - 1] >= 0
     return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(mask))
 
 
 def prompt(context: Sequence[int], *, max_length: int, max_new_tokens: int) -> list[int]:
-    """What of a context is given to the search: its last `max_length - max_new_tokens` tokens."""
-    return list(context[-(max_length - max_new_tokens) :])
+    """What of a context is given to the search: its last `max_length - max_new_tokens` tokens.
+
+    A method's own tokens before it, whose ids are below 0, stay: they count, but what is cut stands after them.
+    """
+    own = next(i for i, token in enumerate(context) if token >= 0)  # a context has its separator at least
+    surplus = max(0, len(context) - (max_length - max_new_tokens))
+    return [*context[:own], *context[own + surplus :]]
 
 
 def steps_an_epoch(n: int, batch_size: int) -> int:

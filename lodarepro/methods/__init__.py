@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import fields
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from lodarepro.data.tokenise import Layout
-from lodarepro.methods import lora, tuning
-from lodarepro.methods.base import Method, load_adapter, one_group, save_adapter, trained
+from lodarepro.methods import adapter, loda, lora, prefix, tuning
+from lodarepro.methods.base import Method, load_adapter, merge, mergeable, one_group, save_adapter, trained
 from lodarepro.model import GPT2
 
 REGISTRY: dict[str, Method] = {
     "ft": tuning.FT,
+    "ft-top2": tuning.FT_TOP,
+    "ft-qv": tuning.FT_QV,
+    "bitfit": tuning.BITFIT,
+    "one-shot": tuning.ONE_SHOT,
+    "adapter-h": adapter.ADAPTER,
+    "adapter-l": adapter.ADAPTER,
+    "adapter-p": adapter.ADAPTER,
+    "adapter-drop": adapter.ADAPTER,
+    "prefix-embed": prefix.PREFIX_EMBED,
+    "prefix-layer": prefix.PREFIX_LAYER,
     "lora": lora.LORA,
+    "r-lora": lora.LORA,
+    "s-lora": lora.LORA,
+    "loda": loda.LODA,
+    "r-loda": loda.LODA,
+    "s-loda": loda.LODA,
+    "loda-plus": loda.LODA,
+    "r-loda-plus": loda.LODA,
+    "s-loda-plus": loda.LODA,
 }
 """name in `configs/method/` to the method's code; `config.METHODS` has the same names"""
+
+
+def _code(config: Any) -> Method:
+    """The code of a config's method; of a user's own, what stands in the same file as its dataclass."""
+    if config.name in REGISTRY:
+        return REGISTRY[config.name]
+    beside = sys.modules[type(config).__module__]
+    functions: dict[str, Any] = {f.name: getattr(beside, f.name, None) for f in fields(Method)}
+    return Method(**functions)
 
 
 def attach(model: GPT2, config: Any, generator: torch.Generator) -> None:
@@ -28,24 +57,24 @@ def attach(model: GPT2, config: Any, generator: torch.Generator) -> None:
         generator: CPU generator for new parameters.
     """
     model.requires_grad_(False)
-    REGISTRY[config.name].attach(model, config, generator)
+    _code(config).attach(model, config, generator)
 
 
 def layout(config: Any, tokenizer: Tokenizer) -> Layout | None:
     """What the method does to the ids of every context, or None."""
-    make = REGISTRY[config.name].layout
+    make = _code(config).layout
     return None if make is None else make(config, tokenizer)
 
 
 def param_groups(model: GPT2, config: Any) -> list[dict[str, Any]]:
     """The optimizer groups of a model to which the method is attached: `params` and `lr_scale`."""
-    make = REGISTRY[config.name].param_groups
+    make = _code(config).param_groups
     return one_group(model) if make is None else make(model, config)
 
 
 def finalize(model: GPT2, config: Any) -> None:
     """Make a trained model what is kept of it: decoded, saved, and loaded into."""
-    if (edit := REGISTRY[config.name].finalize) is not None:
+    if (edit := _code(config).finalize) is not None:
         edit(model, config)
 
 
@@ -56,6 +85,8 @@ __all__ = [
     "finalize",
     "layout",
     "load_adapter",
+    "merge",
+    "mergeable",
     "one_group",
     "param_groups",
     "save_adapter",

@@ -8,19 +8,20 @@ counts look at nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lodarepro.data.tokenise import Layout
 from lodarepro.errors import BadInput
 from lodarepro.model import GPT2
+from lodarepro.model.gpt2 import Block, Dense
 from lodarepro.model.weights import save_tensors
 from lodarepro.provenance import canonical_json
 
@@ -56,6 +57,51 @@ def trained(model: GPT2) -> dict[str, Tensor]:
 def one_group(model: GPT2) -> list[dict[str, Any]]:
     """All that trains as one optimizer group at the schedule's rate."""
     return [{"params": list(trained(model).values()), "lr_scale": 1.0}]
+
+
+def mergeable(model: GPT2) -> str | None:
+    """Why what a method added can't be folded into the model's weights; None: it can, or it added nothing.
+
+    A delta that can has a method `merged(weight) -> weight` for its slice (d_in, width); one that can't says why
+    in an attribute `unmergeable`. What stands for a weight can if it has `merged() -> weight` (d_in, d_out).
+    """
+    blocks = cast(list[Block], list(model.h))
+    if model.virtual is not None or any(block.attn.prefix is not None for block in blocks):
+        return "its prefix stands beside the tokens, where there is no weight to merge it into"
+    if any(site is not None for block in blocks for site in (block.after_attn, block.after_mlp, block.after_block)):
+        return "its modules stand between the layers, where there is no weight to merge them into"
+    for dense in _denses(model):
+        if dense.base is not None and not hasattr(dense.base, "merged"):
+            return "what stands for the q/k/v weight is no dense weight, and merging would make it one again"
+        for delta in dense.deltas.values():
+            if not hasattr(delta, "merged"):
+                return str(getattr(delta, "unmergeable", f"a {type(delta).__name__} does not say how"))
+    return None
+
+
+@torch.no_grad()
+def merge(model: GPT2) -> None:
+    """Fold every delta into the dense weight beside it; the model is then a plain GPT-2 of the same outputs.
+
+    Raises:
+        BadInput: something of the method is no part of a weight; the model is as it was.
+    """
+    if (reason := mergeable(model)) is not None:
+        raise BadInput(f"the method can't be merged: {reason}")
+    for dense in _denses(model):
+        if dense.base is not None:
+            dense.weight = nn.Parameter(dense.base.merged())  # type: ignore[operator]
+            dense.base = None
+        for name, delta in dense.deltas.items():
+            columns = dense.slices[name]
+            dense.weight[:, columns] = delta.merged(dense.weight[:, columns])  # type: ignore[operator]
+        dense.deltas.clear()
+        dense.branch_dropout = None
+
+
+def _denses(model: GPT2) -> Iterator[Dense]:
+    for block in model.h:
+        yield from block.denses()  # type: ignore[operator]
 
 
 def save_adapter(model: GPT2, path: Path, *, method: Any, base: str, base_sha256: str) -> None:

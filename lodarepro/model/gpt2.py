@@ -12,7 +12,7 @@ prompts, K beams a prompt, S generated tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +43,16 @@ class Sizes:
 
 
 class Dense(nn.Module):
-    """A dense layer `h = x W + b`, the site of parallel deltas.
+    """A dense layer `h = x W + b`, the site of parallel deltas and of what stands for W.
 
     A fused projection (q, k and v in one product) has several named column slices; each may carry
     one delta, a module `x (..., d_in) -> dh (..., width of the slice)` with a method `macs()`.
 
     Attributes:
+        d_in, d_out: widths of input and output.
         slices: name of a slice (`q`, `k`, `v`, `o`, `up`, `down`) to its columns.
+        base: a module `x (..., d_in) -> (..., d_out)` with a method `macs()` that stands for W (not for
+            b), or None; `replace` puts it there.
         deltas: name of a slice to its delta; empty before a method attaches.
         branch_dropout: applied once to the input that all deltas of this layer share, so that they
             see one mask, as in the LoRA paper's code.
@@ -57,16 +60,18 @@ class Dense(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, *names: str) -> None:
         super().__init__()
+        self.d_in, self.d_out = d_in, d_out
         self.weight = nn.Parameter(torch.empty(d_in, d_out))
         self.bias = nn.Parameter(torch.zeros(d_out))
         width = d_out // len(names)
         self.slices = {name: slice(i * width, (i + 1) * width) for i, name in enumerate(names)}
+        self.base: nn.Module | None = None
         self.deltas = nn.ModuleDict()
         self.branch_dropout: nn.Dropout | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., d_in) to (..., d_out)."""
-        h = F.linear(x, self.weight.t(), self.bias)
+        h = F.linear(x, self.weight.t(), self.bias) if self.base is None else self.base(x) + self.bias
         if self.deltas:
             branch = x if self.branch_dropout is None else self.branch_dropout(x)
             for name, delta in self.deltas.items():
@@ -77,19 +82,31 @@ class Dense(nn.Module):
                     h[..., columns] += delta(branch)
         return h
 
+    def replace(self, base: nn.Module) -> None:
+        """Let a module stand for W, which the layer then no longer has."""
+        self.base = base
+        del self.weight
+
     def macs(self) -> int:
-        """Multiply-accumulate operations a token: the dense product and the deltas."""
-        return self.weight.numel() + sum(delta.macs() for delta in self.deltas.values())  # type: ignore[operator]
+        """Multiply-accumulate operations a token: W or what stands for it, and the deltas."""
+        base = self.d_in * self.d_out if self.base is None else self.base.macs()  # type: ignore[operator]
+        return base + sum(delta.macs() for delta in self.deltas.values())  # type: ignore[operator]
 
 
 class Attention(nn.Module):
-    """Causal self-attention with a fused q/k/v projection."""
+    """Causal self-attention with a fused q/k/v projection.
+
+    Attributes:
+        prefix: site of a method: a module `() -> keys, values`, (H, l, Dh) each, that every token attends to
+            before all others; None: none.
+    """
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.n_head = sizes.n_head
         self.c_attn = Dense(sizes.n_embd, 3 * sizes.n_embd, "q", "k", "v")
         self.c_proj = Dense(sizes.n_embd, sizes.n_embd, "o")
+        self.prefix: nn.Module | None = None
 
     def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
         """Attend; x and the result are (B, T, d)."""
@@ -98,13 +115,18 @@ class Attention(nn.Module):
             part.view(B, T, self.n_head, d // self.n_head).transpose(1, 2)  # (B, H, T, Dh)
             for part in self.c_attn(x).split(d, dim=-1)
         )
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        elif not cache.prefilled:
-            cache.prefill(k, v)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
+        if cache is not None and cache.prefilled:
             y = cache.attend(q, k, v)
+        else:
+            mask = None
+            if self.prefix is not None:
+                prefix_k, prefix_v = (p.to(q.dtype).expand(B, -1, -1, -1) for p in self.prefix())  # (B, H, l, Dh)
+                k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)  # (B, H, l + T, Dh)
+                length = prefix_k.shape[2]
+                mask = torch.ones(T, length + T, dtype=torch.bool, device=x.device).tril(length)
+            if cache is not None:
+                cache.prefill(k, v, prefix=k.shape[2] - T)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, d))
 
 
@@ -126,7 +148,8 @@ class Block(nn.Module):
 
     Attributes:
         after_attn, after_mlp: sites of sequential methods, applied to a sub-layer's output before
-            its residual sum; None leaves it as it is.
+            its residual sum; None leaves it as it is. Each is a module with a method `macs()`.
+        after_block: likewise, applied to the block's output.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -137,21 +160,35 @@ class Block(nn.Module):
         self.mlp = MLP(sizes)
         self.after_attn: nn.Module | None = None
         self.after_mlp: nn.Module | None = None
+        self.after_block: nn.Module | None = None
 
     def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
         """Map x (B, T, d) to (B, T, d)."""
         a = self.attn(self.ln_1(x), cache)
         x = x + (a if self.after_attn is None else self.after_attn(a))
         m = self.mlp(self.ln_2(x))
-        return x + (m if self.after_mlp is None else self.after_mlp(m))
+        x = x + (m if self.after_mlp is None else self.after_mlp(m))
+        return x if self.after_block is None else self.after_block(x)
 
     def denses(self) -> tuple[Dense, ...]:
         """The block's dense layers in the order of the computation."""
         return (self.attn.c_attn, self.attn.c_proj, self.mlp.c_fc, self.mlp.c_proj)
 
+    def macs(self) -> int:
+        """Multiply-accumulate operations a token, without those between tokens."""
+        inserted = [site for site in (self.after_attn, self.after_mlp, self.after_block) if site is not None]
+        return sum(part.macs() for part in (*self.denses(), *inserted))  # type: ignore[operator]
+
 
 class GPT2(nn.Module):
-    """The language model: embeddings, blocks, final LayerNorm; the output layer is the embedding."""
+    """The language model: embeddings, blocks, final LayerNorm; the output layer is the embedding.
+
+    Attributes:
+        virtual: site of a method: a module that owns the tokens -1, -2, ..., -l, which a method's layout may put
+            into a context: `() -> (n, l, d)`, the hidden states of its l tokens before each of the first n blocks,
+            the first of them embeddings to which positions are added. None: there are no such tokens.
+        offset: position of the first token; prefixes of keys and values stand before it.
+    """
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -160,13 +197,16 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(sizes.n_positions, sizes.n_embd)
         self.h = nn.ModuleList(Block(sizes) for _ in range(sizes.n_layer))
         self.ln_f = nn.LayerNorm(sizes.n_embd, eps=LAYER_NORM_EPS)
+        self.virtual: nn.Module | None = None
+        self.offset = 0
 
     def forward(self, tokens: Tensor, *, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """The final hidden states.
 
         Args:
-            tokens: (B, T) ids; rows are padded on the right, which causal attention never sees.
-            positions: (B, T) position ids; None counts from 0.
+            tokens: (B, T) ids; rows are padded on the right, which causal attention never sees. Ids below 0
+                are those of `virtual` and come in a call without a filled cache only: none is generated.
+            positions: (B, T) position ids, counted from the first token; None counts from 0.
             cache: filled by the first call (the prompts) and extended by the later ones, which take
                 one token a row.
 
@@ -175,14 +215,30 @@ class GPT2(nn.Module):
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.wte(tokens) + self.wpe(positions)  # (B, T, d)
+        if self.virtual is None or (cache is not None and cache.prefilled):
+            x = self.wte(tokens)  # (B, T, d)
+            states: Sequence[Tensor] = ()
+        else:
+            own = tokens < 0  # (B, T)
+            ids = -1 - tokens[own]  # (N,)
+            # Looked up as embeddings are: an indexed tensor's gradient is summed in no fixed order by several threads.
+            states = [F.embedding(ids, state) for state in self.virtual()]  # n times (N, d)
+            x = self.wte(tokens.clamp(min=0))
+            x = x.masked_scatter(own[..., None], states[0].to(x.dtype))
+        x = x + self.wpe(positions + self.offset)
         for i, block in enumerate(self.h):
+            if 0 < i < len(states):
+                x = x.masked_scatter(own[..., None], states[i].to(x.dtype))
             x = block(x, None if cache is None else cache.layers[i])
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., d) to logits (..., V); apply it only where they are needed."""
         return F.linear(hidden, self.wte.weight)
+
+    def macs(self) -> int:
+        """Multiply-accumulate operations a token: blocks and output layer, without those between tokens."""
+        return sum(block.macs() for block in self.h) + self.wte.weight.numel()  # type: ignore[operator]
 
     def denses(self, name: str) -> Iterator[Dense]:
         """The dense layer holding the slice `name` (q, k, v, o, up, down) in each block, lowest first."""
@@ -213,10 +269,10 @@ class LayerCache:
         # Set by the prefill and the first step: masks and keys have no shape before.
         self.mask = self.prompt_k = self.prompt_v = self.own_k = self.own_v = torch.empty(0)
 
-    def prefill(self, k: Tensor, v: Tensor) -> None:
-        """Keep the prompts' keys and values, (P, H, T, Dh) each."""
+    def prefill(self, k: Tensor, v: Tensor, *, prefix: int) -> None:
+        """Keep the prompts' keys and values, (P, H, T, Dh) each, the first `prefix` of which are a method's."""
         P, H, T, Dh = k.shape
-        padded = torch.arange(T, device=k.device) >= self.lengths[:, None]  # (P, T)
+        padded = torch.arange(T, device=k.device) >= self.lengths[:, None] + prefix  # (P, T)
         self.mask = torch.zeros(P, 1, 1, T, device=k.device, dtype=k.dtype)
         self.mask.masked_fill_(padded[:, None, None, :], -math.inf)
         self.prompt_k, self.prompt_v = k, v
@@ -261,6 +317,11 @@ class Cache:
             beams: K; the later calls take one token for each of P K rows.
         """
         self.layers = [LayerCache(lengths, beams) for _ in range(model.sizes.n_layer)]
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether the prompts are in it."""
+        return self.layers[0].prefilled
 
     def select(self, rows: Tensor, prompts: Tensor | None = None) -> None:
         """Reorder the beams.

@@ -6,6 +6,7 @@ Letters: B pairs a step, T tokens, N tokens that count, d width, V vocabulary.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -106,6 +107,8 @@ def train(
 ) -> Progress:
     """Train what the method left trainable, to the end or to a stop.
 
+    Where that is nothing, there are no steps, and the validation loss is that of epoch 0.
+
     Args:
         model: with its method attached, on its device.
         data: the training split.
@@ -128,6 +131,8 @@ def train(
     """
     device = model.wte.weight.device
     parameters = list(trained(model).values())
+    if not parameters:
+        return _untrained(model, valid, settings, protocol=protocol, stretch=stretch)
     optimizer = make_optimizer(one_group(model) if groups is None else groups, settings)
     an_epoch, total = steps_an_epoch(len(data), settings.batch_size), total_steps(len(data), settings)
     if settings.warmup_steps >= total:
@@ -195,6 +200,29 @@ def train(
                 raise Stopped(f"stopped at step {progress.step} of {total}; the same command continues", number)
     progress.seconds = spent_before + time.monotonic() - began
     return progress
+
+
+def _untrained(
+    model: GPT2,
+    valid: Encoded,
+    settings: config.Train,
+    *,
+    protocol: config.Protocol,
+    stretch: dict[str, Any] | None,
+) -> Progress:
+    val_loss = validation_loss(model, valid, settings, protocol)
+    if not math.isfinite(val_loss):
+        raise RunFailed(
+            f"the validation loss is {val_loss} though nothing has been trained: the base model's weights are damaged; "
+            "fetch them again"
+        )
+    logger.info("the method trains nothing: no steps, validation loss %.4f", val_loss)
+    return Progress(
+        step=0,
+        losses=torch.zeros(0),
+        epochs=[{"epoch": 0, "step": 0, "val_loss": val_loss}],
+        stretches=[{"from_step": 0, **(stretch or {})}],
+    )
 
 
 def _check_finite(loss: float, step: int) -> None:

@@ -1,24 +1,43 @@
 """What the methods attach, what trains, and the adapter files."""
 
 import json
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from lodarepro import config
+from lodarepro import compose, config
 from lodarepro.config import Ft, Lora
+from lodarepro.cost import count, count_parameters
+from lodarepro.data import load
+from lodarepro.data.batch import collate
+from lodarepro.data.tokenise import Encoded, encode
+from lodarepro.data.types import Example
 from lodarepro.errors import BadInput
-from lodarepro.methods import attach, load_adapter, save_adapter, trained
+from lodarepro.methods import (
+    REGISTRY,
+    attach,
+    finalize,
+    layout,
+    load_adapter,
+    param_groups,
+    save_adapter,
+    trained,
+)
 from lodarepro.methods.base import FORMAT
 from lodarepro.methods.lora import LoraDelta
-from lodarepro.model import GPT2, Sizes
+from lodarepro.model import GPT2, Sizes, weights
 from lodarepro.model.weights import save_tensors
+from lodarepro.train.loop import batch_loss, train, validation_loss
 
-SIZES = Sizes(n_layer=3, n_head=2, n_embd=32, vocab_size=60, n_positions=40)
+SIZES = Sizes(n_layer=3, n_head=2, n_embd=32, vocab_size=299, n_positions=64)
 TARGETS = ("q", "k", "v", "o", "up", "down")
 BASE = {"base": "gpt2-tiny", "base_sha256": "a" * 64}
 
@@ -65,47 +84,147 @@ def deltas(net: GPT2, target: str) -> list[LoraDelta]:
 
 # what every method does -------------------------------------------------------------------------
 
-SMALLEST = {name: method() for name, method in config.METHODS.items()}
+SMALL = {
+    "adapter": ["method.bottleneck=4"],
+    "adapter-drop": ["method.bottleneck=4", "method.drop=1"],
+    "one-shot": ["method.prompt='Example: a : b . '", "method.after=' ->'"],
+    "prefix-embed": ["method.length=3", "method.infix=2", "method.hidden=16"],
+    "prefix-layer": ["method.length=3", "method.hidden=16", "protocol.max_length=256"],
+    "r": ["method.base.rank=24"],
+}
+"""a method, or all those whose names start so, to what makes its YAML fit a narrow model of three blocks"""
+TRAINS_NOTHING = {"one-shot"}
+STARTS_ELSEWHERE = ("prefix-", "r-", "s-")  # they add positions, or stand on an approximation
+DRAWS_NOTHING = {"ft", "ft-top2", "ft-qv", "bitfit", "one-shot"}
+PROTOCOL = config.Protocol(name="lora", max_length=48)
+EXAMPLES = [
+    Example("name : The Mill | type : pub", "The Mill is a pub ."),
+    Example("name : Ovenna Tal | food : Thai", "Ovenna Tal is a Thai place ."),
+    Example("near : The Mill", "near The Mill"),
+    Example("area : riverside | food : Thai", "Thai food by the riverside ."),
+]
+
+every_method = pytest.mark.parametrize("name", REGISTRY)
+every_training_method = pytest.mark.parametrize("name", [name for name in REGISTRY if name not in TRAINS_NOTHING])
 
 
-@pytest.mark.parametrize("method", SMALLEST.values(), ids=SMALLEST)
-def test_a_method_starts_as_a_no_op(method: Any):
+@cache
+def small(name: str) -> Any:
+    """The method as its YAML describes it, but small."""
+    overrides = SMALL.get(name, SMALL.get(name.split("-")[0], []))
+    (cell,) = compose.cells(["model=gpt2-nano", "dataset=mini", f"method={name}", *overrides])
+    return cell.run.method
+
+
+def data(method: Any, tokenizer: Tokenizer) -> Encoded:
+    return encode(EXAMPLES, tokenizer, PROTOCOL, cache=None, layout=layout(method, tokenizer))
+
+
+def stepped(method: Any, pairs: Encoded) -> GPT2:
+    """After one step of training, from which on nothing is held at zero by the start of something else."""
+    net = attached(method)
+    settings = config.Train(epochs=1, batch_size=len(pairs), lr=1e-2, warmup_steps=0, schedule="constant")
+    train(net, pairs, pairs, settings, protocol=PROTOCOL, seed=1, groups=param_groups(net, method))
+    return net.eval()
+
+
+def tensors(net: GPT2) -> dict[str, Tensor]:
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+@every_method
+def test_a_method_starts_as_a_no_op(name: str):
+    if name.startswith(STARTS_ELSEWHERE):
+        return
     expected = logits(base())
     assert expected.abs().max() > 0.5  # not a comparison of zeros
-    torch.testing.assert_close(logits(attached(method)), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits(attached(small(name))), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("method", SMALLEST.values(), ids=SMALLEST)
-def test_all_that_trains_gets_a_gradient_and_nothing_else(method: Any):
-    net = disturbed(method)
-    net.logits(net(TOKENS)).square().mean().backward()
-    names = trained(net).keys()
-    assert names
-    for name, p in net.named_parameters():
-        if name in names:
-            assert p.grad is not None and p.grad.abs().max() > 0, name
-        else:
-            assert p.grad is None, name
+@every_method
+def test_only_what_should_train_changes(name: str, tiny_tokenizer: Tokenizer):
+    method = small(name)
+    before = tensors(attached(method))
+    net = stepped(method, data(method, tiny_tokenizer))
+    changed = {key for key, t in tensors(net).items() if not torch.equal(t, before[key])}
+    assert changed <= trained(net).keys()
+    assert bool(changed) is (name not in TRAINS_NOTHING)
+    assert all(p.grad is None for key, p in net.named_parameters() if key not in trained(net))
 
 
-@pytest.mark.parametrize("method", SMALLEST.values(), ids=SMALLEST)
-def test_the_same_generator_gives_the_same_start(method: Any):
-    one, two, other = (trained(attached(method, seed)) for seed in (1, 1, 2))
+@every_training_method
+def test_all_that_trains_gets_a_gradient(name: str, tiny_tokenizer: Tokenizer):
+    method = small(name)
+    pairs = data(method, tiny_tokenizer)
+    net = stepped(method, pairs)
+    batch_loss(net, collate(pairs, range(len(pairs)), max_length=48), label_smoothing=0.1).backward()
+    for key, p in trained(net).items():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), key
+
+
+@every_method
+def test_the_same_generator_gives_the_same_start(name: str):
+    one, two, other = (trained(attached(small(name), seed)) for seed in (1, 1, 2))
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
-    if method.name != "ft":
-        assert any(not torch.equal(one[n], other[n]) for n in one)
+    assert all(torch.equal(one[n], other[n]) for n in one) is (name in DRAWS_NOTHING)
 
 
-@pytest.mark.parametrize("method", SMALLEST.values(), ids=SMALLEST)
-def test_an_adapter_survives_to_the_bit(method: Any, tmp_path: Path):
-    net = disturbed(method)
+@every_method
+def test_an_adapter_survives_to_the_bit(name: str, tiny_tokenizer: Tokenizer, tmp_path: Path):
+    method = small(name)
+    pairs = data(method, tiny_tokenizer)
+    net = stepped(method, pairs)
+    finalize(net, method)
     path = tmp_path / "adapter.safetensors"
     save_adapter(net, path, method=method, **BASE)
+    stored = load_file(path)
+    assert stored.keys() == trained(net).keys()
+    assert all(torch.equal(p, stored[key]) for key, p in trained(net).items())
     fresh = attached(method, seed=9)
+    finalize(fresh, method)
     load_adapter(fresh, path, method=method, **BASE)
-    assert all(torch.equal(p, trained(net)[name]) for name, p in trained(fresh).items())
-    assert torch.equal(logits(fresh), logits(net))
+    assert all(torch.equal(p, trained(net)[key]) for key, p in trained(fresh).items())
+    inputs = collate(pairs, range(len(pairs)), max_length=48).inputs
+    with torch.no_grad():
+        assert torch.equal(fresh(inputs), net(inputs))
     assert [p.name for p in tmp_path.iterdir()] == ["adapter.safetensors"]
+
+
+@every_method
+def test_a_count_needs_no_weights(name: str):
+    net = attached(small(name))
+    finalize(net, small(name))
+    assert count(config.Model("tiny", **asdict(SIZES)), small(name)) == count_parameters(net)
+
+
+@pytest.fixture(scope="module")
+def nano() -> tuple[config.Run, list[Example], list[Example]]:
+    """A run of the embedded model on the embedded set, and some pairs to train on and to validate with."""
+    (cell,) = compose.cells(
+        ["model=gpt2-nano", "dataset=mini", "method=ft", "dataset.limit.train=200", "dataset.limit.valid=16"]
+    )
+    train_split, valid_split = (load(cell.run.dataset, cell.run.data, split) for split in ("train", "valid"))
+    return cell.run, train_split.examples, valid_split.examples
+
+
+@pytest.mark.slow
+@every_training_method
+def test_a_method_learns_on_the_embedded_model(name: str, nano: tuple[config.Run, list[Example], list[Example]]):
+    """100 steps on real pairs lower the loss on others."""
+    method = small(name)
+    run, *splits = nano
+    found = weights.find(run.model)
+    assert found is not None
+    net, tokenizer = weights.load(found, run.model), weights.load_tokenizer(found)
+    attach(net, method, torch.Generator().manual_seed(1))
+    protocol = config.Protocol(name="lora", max_length=256)
+    laid = layout(method, tokenizer)
+    pairs, others = (encode(examples, tokenizer, protocol, cache=None, layout=laid) for examples in splits)
+    settings = config.Train(epochs=1, batch_size=2, lr=2e-3, warmup_steps=10)
+    before = validation_loss(net, others, settings, protocol)
+    done = train(net, pairs, others, settings, protocol=protocol, seed=1, groups=param_groups(net, method))
+    assert done.step == 100
+    assert done.epochs[-1]["val_loss"] < before - 1  # of 5 to 8 at the start
 
 
 # full fine-tuning -------------------------------------------------------------------------------
