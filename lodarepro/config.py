@@ -284,8 +284,7 @@ class OneShot:
     )
     """text before the context (LoDA paper, footnote 4; for E2E)"""
     after: str = ". The generated description is like:"
-    """text after the context in place of the separator (ours, after the prompt's own example; the paper ends with
-    the table)"""
+    """text after the context, in place of the separator (ours: as in the prompt's example; the paper's ends before)"""
 
 
 @dataclass(frozen=True)

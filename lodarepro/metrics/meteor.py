@@ -101,20 +101,19 @@ class _Scorer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._phrases: set[bytes] = set()  # of the references seen so far
-        self._pairs: dict[bytes, None] = {}  # all pairs of the table that have one of them
-        self._file: Path | None = None
+        self._references: set[str] = set()  # those seen so far
+        self._pairs: dict[bytes, None] = {}  # all pairs of the table that have a phrase of theirs
+        self._folder: Path | None = None  # of a call
         self._workers = [java.Program("METEOR", self._arguments) for _ in range(WORKERS)]
 
     def statistics(self, segments: Segments) -> NDArray[np.float64]:
         """The counts of each segment, (segments, 23)."""
         texts = zip(segments.hypotheses, segments.references, strict=True)
         questions = [_question(hypothesis, references) for hypothesis, references in texts]
-        phrases = paraphrases.phrases(text for references in segments.references for text in references)
         number = max(1, min(WORKERS, sum(map(len, segments.references)) // SHARE))
         with self._lock, tempfile.TemporaryDirectory() as folder:
-            self._file = Path(folder) / "paraphrases.gz"
-            self._prepare(phrases)
+            self._folder = Path(folder)
+            self._learn(set().union(*segments.references))
             waiting = [
                 beside(functools.partial(_ask, worker, questions[i::number]))
                 for i, worker in enumerate(self._workers[:number])
@@ -126,23 +125,23 @@ class _Scorer:
         rows[_perfect(rows), COLUMNS.index("chunks")] = 0
         return rows
 
-    def _prepare(self, phrases: set[bytes]) -> None:
-        """Has the workers start anew if they have not read the paraphrases of all these phrases."""
-        if unknown := phrases - self._phrases:
-            self._phrases |= unknown
+    def _learn(self, references: set[str]) -> None:
+        """Has the workers start anew if they have not read the paraphrases of all these references."""
+        if unseen := references - self._references:
             known = len(self._pairs)
-            self._pairs.update(dict.fromkeys(paraphrases.table().pairs(unknown)))
+            phrases = paraphrases.phrases(unseen)  # before the table, which may still be on its way
+            self._pairs.update(dict.fromkeys(paraphrases.table().pairs(phrases)))
+            self._references |= unseen
             if len(self._pairs) > known:
                 for worker in self._workers:
                     worker.restart()
-        # Written for each call, for a worker that starts: it reads the file before it answers.
-        assert self._file is not None
-        paraphrases.write(self._file, [*self._pairs, b"%s\n%s\n" % PROBE])
 
     def _arguments(self) -> tuple[str | Path, ...]:
-        assert self._file is not None  # workers start in a call
-        jar = java.jar("meteor/meteor-1.5.jar")
-        return ("-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm", "-a", self._file)
+        assert self._folder is not None  # workers start in a call
+        file = Path(tempfile.mkdtemp(dir=self._folder)) / "paraphrases.gz"
+        # Read before the first answer, so that the folder may go when the call ends.
+        paraphrases.write(file, [*self._pairs, b"%s\n%s\n" % PROBE])
+        return ("-jar", java.jar("meteor/meteor-1.5.jar"), "-", "-", "-stdio", "-l", "en", "-norm", "-a", file)
 
 
 @functools.cache

@@ -386,7 +386,7 @@ def test_what_hydras_users_expect(cell, capsys):
     assert "rank: 2" in shown
     assert main(["run", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "method=ft|lora" in shown
+    assert "method=adapter-drop|adapter-h|" in shown
     assert "schema" not in shown
 
 

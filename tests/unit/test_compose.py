@@ -403,7 +403,7 @@ def test_the_id_of_a_run_stays_what_it_was():
         results=config.Results(),
         runtime=config.Runtime(),
     )
-    assert run_id(run, CHECKSUMS) == "e2e_gpt2-medium_lora-r4_lora_s1_a15cb30d89ce"
+    assert run_id(run, CHECKSUMS) == "e2e_gpt2-medium_lora-r4_lora_s1_bdbdb9817a59"
     assert run_id(replace(run, method=config.Ft()), CHECKSUMS).startswith("e2e_gpt2-medium_ft_lora_s1_")
 
 
