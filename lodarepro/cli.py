@@ -71,19 +71,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a closed one is None
             # Not every locale can print an arrow or a subset's name.
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    status, ended = 1, None
     try:
-        try:
-            return _command(list(sys.argv[1:] if argv is None else argv))
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # at its end the interpreter would complain of a pipe that no one reads
+        status = _command(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:
+        pass
+    except SystemExit as e:  # of argparse, after its help or a fault
+        ended = e
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # at its end the interpreter would complain, in its own words
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as e:  # the commands tell of all other files themselves
+    except OSError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"lodarepro: standard output can't be written ({e.strerror}); make room", file=sys.stderr)
         return 2
+    if ended is not None:
+        raise ended
+    return status
 
 
 def _command(arguments: list[str]) -> int:
@@ -351,6 +358,14 @@ def _score_texts(given: argparse.Namespace) -> int:
     resampling = _bootstrap(given)
     subsets = reading.read_labels(given.subsets) if given.subsets else None
 
+    def measured(texts: list[str], references: list[list[str]]) -> metrics.Measurement:
+        if subsets is not None and len(subsets) != len(texts):
+            raise BadInput(
+                f"{given.subsets} has {len(subsets)} labels for {len(texts)} segments: give one a line, a blank line "
+                "for a segment of no subset"
+            )
+        return metrics.measure(texts, references, suite, subsets)
+
     def read(hypotheses: Path) -> tuple[list[str], list[list[str]]]:
         if given.num_refs is None:
             return reading.read_e2e(hypotheses, given.ref)
@@ -370,11 +385,11 @@ def _score_texts(given: argparse.Namespace) -> int:
             raise BadInput(
                 f"{given.compare[0]} and {given.compare[1]} are not in the same order: sort one as the other"
             )
-        a, b = (metrics.measure(texts, references, suite=suite, subsets=subsets) for texts in (of_a, of_b))
+        a, b = measured(of_a, references), measured(of_b, references)
         found = metrics.compare(a, b, **resampling)
         _show(given, shown.comparison_as_json(suite, found), shown.comparison_table(suite, found))
         return 0
-    measurement = metrics.measure(*read(given.hyp), suite=suite, subsets=subsets)
+    measurement = measured(*read(given.hyp))
     intervals = metrics.intervals(measurement, **resampling) if given.confidence else None
     scores = measurement.scores(intervals=intervals)
     if given.segments:

@@ -282,7 +282,7 @@ class OneShot:
         "and the riverside that is family friendly and is less than £20 for Japanese food. Now generate description "
         "for this table: "
     )
-    """text before the context (LoDA paper, footnote 4; for E2E)"""
+    """text before the context (LoDA paper, footnote 4, for E2E; other datasets' in configs/tuned/method_dataset)"""
     after: str = ". The generated description is like:"
     """text after the context, in place of the separator (ours: as in the prompt's example; the paper's ends before)"""
 

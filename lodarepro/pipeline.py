@@ -210,11 +210,12 @@ def redecode(folder: Path, overrides: Sequence[str]) -> Record:
                 f"{base.folder}: its tokenizer is not the one that {record.id} was trained with (sha256 "
                 f"{base.tokenizer_sha256}, not {known['tokenizer']}); give that base model's folder with model.path"
             )
+        device = _prepared_device(run)  # first, as in training: its threads are those of what attaching computes
         model, tokenizer = weights.load(base, run.model), weights.load_tokenizer(base)
         attach(model, run.method, torch.Generator())
         finalize(model, run.method)
         load_adapter(model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256)
-        model.to(_prepared_device(run)).eval()
+        model.to(device).eval()
         number = len({e.hypotheses for e in record.evaluations}) + 1
         file = same[0].hypotheses if same else f"{records.EVALUATIONS}/last-test-{number}.jsonl"
         decoded = _decoded(run, model, tokenizer, test, signals)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import fields
+from types import ModuleType
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from lodarepro.data.tokenise import Layout
+from lodarepro.errors import BadInput
 from lodarepro.methods import adapter, loda, lora, prefix, tuning
 from lodarepro.methods.base import Method, load_adapter, merge, mergeable, one_group, save_adapter, trained
 from lodarepro.model import GPT2
@@ -44,8 +48,27 @@ def _code(config: Any) -> Method:
     if config.name in REGISTRY:
         return REGISTRY[config.name]
     beside = sys.modules[type(config).__module__]
-    functions: dict[str, Any] = {f.name: getattr(beside, f.name, None) for f in fields(Method)}
-    return Method(**functions)
+    functions = {f.name: getattr(beside, f.name, None) for f in fields(Method)}
+    return Method(**{name: None if f is None else _guarded(f, beside) for name, f in functions.items()})  # type: ignore[arg-type]
+
+
+def _guarded(function: Callable[..., Any], module: ModuleType) -> Callable[..., Any]:
+    """A user's function whose faults are lines that name its file."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as e:
+            lines = [
+                frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == module.__file__
+            ]
+            said = str(e).partition("\n")[0]
+            raise BadInput(
+                f"method file {module.__file__}, line {lines[-1] if lines else '?'}: {function.__name__} failed "
+                f"({type(e).__name__}: {said})"
+            ) from e
+
+    return call
 
 
 def attach(model: GPT2, config: Any, generator: torch.Generator) -> None:

@@ -4,7 +4,7 @@
 
 W_proj is approximated as one matrix, block by block, before deltas are put beside it; biases stay. What stands for
 it is frozen and no part of an adapter file: it is computed from the base weights again when an adapter is loaded, to
-the same bits on the same machine with the same number of threads.
+the same bits on the same machine.
 
 - low-rank: the truncated SVD W' = W_A W_B of rank R, executed as two products: R (d + 3 d) multiply-accumulates a
   token instead of 3 d^2;
@@ -16,6 +16,8 @@ the same bits on the same machine with the same number of threads.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import fmean
 
 import torch
@@ -65,6 +67,17 @@ class Sparse(nn.Module):
         return self.entries
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order, however many threads the rest has: an adapter is loaded beside the bits it was trained on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @torch.no_grad()
 def attach(model: GPT2, base: Base) -> None:
     """Put what `base` says in place of every block's W_proj; kind=dense leaves the model as it is.
@@ -100,10 +113,11 @@ def _low_rank(weight: Tensor, base: Base) -> tuple[LowRank, float]:
     W = weight.cpu().double()
     # W W^T = U S^2 U^T: of a (d, 3 d) matrix several times faster than its SVD, and as exact where it matters: what
     # rounding does to the small singular vectors is cut off or changes little. W' = U_R U_R^T W.
-    squares, U = torch.linalg.eigh(W @ W.T)  # ascending
-    U = U[:, -base.rank :].flip(1)
-    energy = _share(squares[-base.rank :].sum(), squares.sum())
-    return LowRank(U.to(weight).contiguous(), (U.T @ W).to(weight)), energy
+    with _one_thread():
+        squares, U = torch.linalg.eigh(W @ W.T)  # ascending
+        U = U[:, -base.rank :].flip(1)
+        energy = _share(squares[-base.rank :].sum(), squares.sum())
+        return LowRank(U.to(weight).contiguous(), (U.T @ W).to(weight)), energy
 
 
 def _sparse(weight: Tensor, base: Base) -> tuple[Sparse, float]:

@@ -73,7 +73,7 @@ def compare(
     Raises:
         BadInput: the two do not belong together, fewer than one resample, or a negative seed.
     """
-    if (a.suite, a.groups, a.signatures) != (b.suite, b.groups, b.signatures):
+    if (a.suite, a.groups, a.signatures, a.references) != (b.suite, b.groups, b.signatures, b.references):
         raise BadInput(
             "the two sets of hypotheses were not measured alike (suite, segments, subsets or references differ); "
             "compare them on the same segments"

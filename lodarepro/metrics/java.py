@@ -51,8 +51,8 @@ CHUNK = 1 << 16  # bytes read at once, what a pipe holds
 def _runs(java: Path) -> bool:
     """Whether the program starts (macOS has a `java` that only says where to get one)."""
     try:
-        return subprocess.run([java, "-version"], capture_output=True, check=False).returncode == 0
-    except OSError:
+        return subprocess.run([java, "-version"], capture_output=True, check=False, timeout=30).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
         return False
 
 
@@ -147,6 +147,8 @@ class Program:
             try:
                 return self._attempt(data, read)
             except Broken as e:
+                if _ending.is_set():
+                    raise
                 logger.warning("%s %s; starting it again", self._name, e)
             try:
                 return self._attempt(data, read)
@@ -162,7 +164,12 @@ class Program:
         with tempfile.TemporaryFile() as stdin:
             stdin.write(_encoded(text))
             stdin.seek(0)
-            done = subprocess.run(self._command(), stdin=stdin, capture_output=True, check=False, env=_environment())
+            try:
+                done = subprocess.run(
+                    self._command(), stdin=stdin, capture_output=True, check=False, env=_environment(), timeout=SILENCE
+                )
+            except subprocess.TimeoutExpired:
+                raise self._failed(f"gave no answer for {SILENCE:.0f} seconds") from None
         if done.returncode != 0:
             said = _end_of(done.stderr)
             raise self._failed(f"ended (exit status {done.returncode}); it said last: {said}")
@@ -184,7 +191,14 @@ class Program:
     def _attempt(self, data: bytes, read: Callable[[Iterator[str]], T]) -> T:
         try:
             return read(self._answers(self._running(), data))
+        except OSError as e:  # no memory, no room for temporary files
+            self._stop()
+            raise self._failed(
+                f"can't be run ({e.strerror or e}; temporary files are in {tempfile.gettempdir()})"
+            ) from e
         except Broken as e:
+            if _ending.is_set():
+                raise  # stopped with this process
             said = self._last_words()
             self._stop()
             raise Broken(f"{e}; it said last: {said}") from None
@@ -224,6 +238,8 @@ class Program:
                 if stdin in ready:
                     try:
                         unsent = unsent[os.write(stdin.fileno(), unsent[:CHUNK]) :]
+                    except BlockingIOError:
+                        pass  # full again
                     except OSError:
                         unsent = unsent[:0]  # the program has ended; so does its output, which says so
                     if not unsent:
@@ -294,8 +310,12 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
 _programs: weakref.WeakSet[Program] = weakref.WeakSet()
 
 
+_ending = threading.Event()  # this process ends: threads that wait for an answer must start nothing again
+
+
 @atexit.register
 def _stop_all() -> None:
+    _ending.set()
     for program in list(_programs):
         program._stop()
 

@@ -8,11 +8,13 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lodarepro.errors import RunFailed
 from lodarepro.metrics import java, paraphrases
 from lodarepro.metrics.beside import beside
 from lodarepro.metrics.segments import Figure, Group, Segments
@@ -111,8 +113,8 @@ class _Scorer:
         texts = zip(segments.hypotheses, segments.references, strict=True)
         questions = [_question(hypothesis, references) for hypothesis, references in texts]
         number = max(1, min(WORKERS, sum(map(len, segments.references)) // SHARE))
-        with self._lock, tempfile.TemporaryDirectory() as folder:
-            self._folder = Path(folder)
+        with self._lock, _temporary_folder() as folder:
+            self._folder = folder
             self._learn(set().union(*segments.references))
             waiting = [
                 beside(functools.partial(_ask, worker, questions[i::number]))
@@ -142,6 +144,18 @@ class _Scorer:
         # Read before the first answer, so that the folder may go when the call ends.
         paraphrases.write(file, [*self._pairs, b"%s\n%s\n" % PROBE])
         return ("-jar", java.jar("meteor/meteor-1.5.jar"), "-", "-", "-stdio", "-l", "en", "-norm", "-a", file)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as e:
+        raise RunFailed(
+            f"METEOR's paraphrases can't be written to {tempfile.gettempdir()} ({e.strerror or e}); "
+            "make room, or set TMPDIR"
+        ) from None
 
 
 @functools.cache

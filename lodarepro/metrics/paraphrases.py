@@ -60,7 +60,7 @@ class Table:
     def __init__(self, path: Path) -> None:
         packed = path.read_bytes()
         self._data = zlib.decompress(packed, wbits=31, bufsize=int.from_bytes(packed[-4:], "little"))
-        self._ends = _line_ends(self._data).reshape(-1, 3)  # of the three lines of each pair
+        self._ends = _line_ends(self._data).astype(np.int32).reshape(-1, 3)  # of the three lines of each pair
         self._first = _hashes(self._data, self._ends[:, 0], self._ends[:, 1])
         self._second = _hashes(self._data, self._ends[:, 1], self._ends[:, 2])
 
@@ -84,7 +84,7 @@ def _line_ends(data: bytes) -> NDArray[np.int64]:
     return np.concatenate([np.flatnonzero(array[start : start + _BLOCK] == ord("\n")) + start for start in blocks])
 
 
-def _hashes(data: bytes, before: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint64]:
+def _hashes(data: bytes, before: NDArray[np.integer], ends: NDArray[np.integer]) -> NDArray[np.uint32]:
     """A number below 2 ** 24 for each phrase, from its last 16 bytes and its length.
 
     Args:
@@ -95,8 +95,8 @@ def _hashes(data: bytes, before: NDArray[np.int64], ends: NDArray[np.int64]) -> 
     # All runs of eight bytes as integers, the last byte the most significant.
     runs = np.ndarray((len(data) - 7,), dtype="<u8", buffer=data, strides=(1,))
 
-    def block(start: int) -> NDArray[np.uint64]:
-        end = ends[start : start + _BLOCK]
+    def block(start: int) -> NDArray[np.uint32]:
+        end = ends[start : start + _BLOCK].astype(np.int64)
         length = end - before[start : start + _BLOCK] - 1
         mixed = length.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         for skipped, factor in ((0, 0xC2B2AE3D27D4EB4F), (8, 0xD6E8FEB86659FD93)):
@@ -105,7 +105,7 @@ def _hashes(data: bytes, before: NDArray[np.int64], ends: NDArray[np.int64]) -> 
             shift = (4 * (8 - count)).astype(np.uint64)
             mixed ^= (runs[end - 8 - skipped] >> shift >> shift) * np.uint64(factor)
             mixed ^= mixed >> np.uint64(29)
-        return (mixed * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - _HASH_BITS)
+        return ((mixed * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - _HASH_BITS)).astype(np.uint32)
 
     return np.concatenate([block(start) for start in range(0, max(1, len(ends)), _BLOCK)])
 

@@ -65,7 +65,8 @@ def _tokenized(texts: list[str]) -> list[str]:
             raise java.Broken(f"gave {len(found)} lines for {len(texts)}")
         return found
 
-    tokens = _program.ask([begin, *texts, end, *_FILLER], read)
+    # The empty line ends what a call that was answered early may have left of its last line.
+    tokens = _program.ask(["", begin, *texts, end, *_FILLER], read)
     if texts and not _PLAIN_END.search(texts[-1]):
         tokens[-1] = _program.run_to_end(texts[-1])
     return [_without_punctuation(line) for line in tokens]

@@ -7,6 +7,7 @@ official readers stop with a traceback there, or score shifted segments.
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,8 @@ from typing import TypeVar
 
 from lodarepro.errors import BadInput
 from lodarepro.metrics.suites import REFERENCES, split_words
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -265,6 +268,14 @@ def _by_source(hypotheses: Path, outputs: Sequence[_Row], references: Path, rows
         raise BadInput(
             f"{hypotheses}: {_named(row.line for row in lost)}: source not in {references}: {lost[0].source!r}: "
             "spell sources as there"
+        )
+    if unused := len(by_source.keys() - {row.source for row in outputs}):
+        logger.warning(
+            "%s has no hypothesis for %d of the %d sources in %s, which are left out, as in the official scorer",
+            hypotheses,
+            unused,
+            len(by_source),
+            references,
         )
     return [list(by_source[row.source]) for row in outputs]
 

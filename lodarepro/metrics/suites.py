@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -177,12 +178,14 @@ class Measurement:
         groups: the segments that are scored together: `all`, then each subset in order of first appearance.
         figures: group to metric key to figure.
         signatures: metric key to signature.
+        references: SHA-256 of the references, by which measurements of the same segments are known.
     """
 
     suite: str
     groups: Mapping[str, Group]
     figures: Mapping[str, Mapping[str, Figure]]
     signatures: Mapping[str, str]
+    references: str
 
     def scores(
         self, *, per_segment: bool = False, intervals: Mapping[str, Mapping[str, Interval]] | None = None
@@ -220,9 +223,9 @@ class Measurement:
 def score(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
-    *,
     suite: str = "e2e",
     subsets: Sequence[str | None] | None = None,
+    *,
     per_segment: bool = False,
 ) -> SuiteScores:
     """Scores hypotheses against references with the metrics of a suite.
@@ -249,7 +252,6 @@ def score(
 def measure(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
-    *,
     suite: str = "e2e",
     subsets: Sequence[str | None] | None = None,
 ) -> Measurement:
@@ -276,6 +278,7 @@ def measure(
         groups=groups,
         figures={group: {m.key: found[m.key][i] for m in metrics} for i, group in enumerate(groups)},
         signatures={m.key: f"metric:{m.key}|{m.signature()}|refs:{_reference_count(forms[m.form])}" for m in metrics},
+        references=hashlib.sha256(repr(raw.references).encode("utf-8", errors="replace")).hexdigest(),
     )
 
 

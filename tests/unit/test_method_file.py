@@ -365,3 +365,19 @@ def test_what_is_not_the_files_own_does_not_count(tmp_path: Path):
 
 def test_a_file_may_define_all_that_a_method_is():
     assert list(compose.HOOKS) == [f.name for f in fields(Method)]
+
+
+def test_a_fault_of_the_users_code_is_a_line_that_names_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "broken.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Broken:\n"
+        "    name: str = 'broken'\n"
+        "def attach(model, config, generator):\n"
+        "    model.nothing.there\n",
+        encoding="utf-8",
+    )
+    assert main(["count", "--method-file", str(file), "method=broken", "model=gpt2-nano"]) == 2
+    fault = f"method file {file}, line 6: attach failed (AttributeError: 'GPT2' object has no attribute 'nothing')"
+    assert capsys.readouterr().err == f"lodarepro: {fault}\n"
