@@ -138,7 +138,7 @@ def measurement(groups: dict[str, list[int]]) -> Measurement:
     corpus = Figure(rows, ratio, ("own", "reference"))
     both = Figure(rows, ratio, ("own", "reference"), tuple(ratio(rows).tolist()))
     figures = {"mean": mean, "corpus": corpus, "both": both}
-    return Measurement("e2e", groups, {"all": figures}, {})
+    return Measurement("e2e", groups, {"all": figures}, {}, "")
 
 
 def test_the_values_of_segments_rebuild_the_figures_to_the_last_bit():
