@@ -241,7 +241,9 @@ class FtTop:
         """What does not fit the rest of the run."""
         model = run.model
         if self.blocks > model.n_layer:
-            return [f"blocks={self.blocks} exceeds the {model.n_layer} blocks of {model.name}"]
+            return [
+                f"blocks={self.blocks} exceeds the {model.n_layer} blocks of {model.name}; give {model.n_layer} or less"
+            ]
         return []
 
 
@@ -315,7 +317,10 @@ class Adapter:
         """What does not fit the rest of the run."""
         model = run.model
         if self.drop >= model.n_layer:
-            return [f"drop={self.drop} leaves no adapter in the {model.n_layer} blocks of {model.name}"]
+            return [
+                f"drop={self.drop} leaves no adapter in the {model.n_layer} blocks of {model.name}; "
+                f"give {model.n_layer - 1} or less"
+            ]
         return []
 
 
@@ -409,11 +414,17 @@ class Base:
     def faults(self, model: Model) -> list[str]:
         """What does not fit the model."""
         if self.rank is not None and self.rank > model.n_embd:
-            return [f"base.rank={self.rank} exceeds the rank {model.n_embd} of W_proj in {model.name}"]
+            return [
+                f"base.rank={self.rank} exceeds the rank {model.n_embd} of W_proj in {model.name}; "
+                f"give {model.n_embd} or less"
+            ]
         if self.keep is not None and not round(self.keep * 3 * model.n_embd**2):
             return [f"base.keep={self.keep} keeps none of the {3 * model.n_embd**2} entries of W_proj in {model.name}"]
         if self.kind == "sparse" and self.pattern == "2:4" and model.n_embd % 4:
-            return [f"base.pattern=2:4: the width {model.n_embd} of {model.name} is no multiple of 4"]
+            return [
+                f"base.pattern=2:4: the width {model.n_embd} of {model.name} is no multiple of 4; "
+                "use pattern=unstructured"
+            ]
         return []
 
 
@@ -525,7 +536,7 @@ def _check_targets(targets: tuple[str, ...]) -> None:
 
 def _rank_faults(ranks: dict[str, int], model: Model) -> list[str]:
     return [
-        f"{key}={rank} exceeds the width {model.n_embd} of {model.name}"
+        f"{key}={rank} exceeds the width {model.n_embd} of {model.name}; give {model.n_embd} or less"
         for key, rank in ranks.items()
         if rank > model.n_embd
     ]
@@ -549,6 +560,7 @@ METHODS: dict[str, type] = {
     "one-shot": OneShot,
     "adapter-h": Adapter,
     "adapter-l": Adapter,
+    "adapter-l-wide": Adapter,
     "adapter-p": Adapter,
     "adapter-drop": Adapter,
     "prefix-embed": PrefixEmbed,

@@ -33,7 +33,7 @@ NAMES = [
     for protocol, model, method, dataset in itertools.product(*(GROUPS[group] for group in CELL))
 ]
 CHECKED = 80  # cells composed, at 0.1 s each: all, or so many drawn at random
-COPIED = "ft ft-top2 adapter-l prefix-layer"
+COPIED = "ft ft-top2 adapter-l adapter-l-wide prefix-layer"
 LODA = "lora loda r-loda s-loda loda-plus r-loda-plus s-loda-plus"
 ROWS = {
     "loda-1": ("loda", "e2e", {"gpt2-medium": f"{COPIED} adapter-h ft-qv one-shot {LODA}"}),
@@ -42,10 +42,10 @@ ROWS = {
     "lora-3": (
         "lora",
         "e2e",
-        {"gpt2-medium": f"{COPIED} adapter-h lora", "gpt2-large": "ft adapter-l prefix-layer lora"},
+        {"gpt2-medium": f"{COPIED} adapter-h lora", "gpt2-large": "ft adapter-l adapter-l-wide prefix-layer lora"},
     ),
-    "lora-13": ("lora", "dart", {"gpt2-medium": f"{COPIED} lora", "gpt2-large": "ft adapter-l prefix-layer lora"}),
-    "lora-14": ("lora", "webnlg", {"gpt2-medium": f"{COPIED} lora", "gpt2-large": "ft adapter-l prefix-layer lora"}),
+    "lora-13": ("lora", "dart", {"gpt2-medium": f"{COPIED} lora", "gpt2-large": "ft adapter-l adapter-l-wide prefix-layer lora"}),
+    "lora-14": ("lora", "webnlg", {"gpt2-medium": f"{COPIED} lora", "gpt2-large": "ft adapter-l adapter-l-wide prefix-layer lora"}),
     "lora-18": ("lora", "e2e", {"gpt2-medium": "lora"}),
 }
 """the cells of the papers' tables: protocol, dataset, and each model's methods"""
@@ -59,6 +59,9 @@ LI_LIANG = {
     ("adapter-l", "e2e"): (8e-5, 10, 5),
     ("adapter-l", "webnlg"): (5e-5, 10, 5),
     ("adapter-l", "dart"): (8e-5, 5, 5),
+    ("adapter-l-wide", "e2e"): (5e-5, 5, 5),
+    ("adapter-l-wide", "webnlg"): (5e-5, 5, 5),
+    ("adapter-l-wide", "dart"): (5e-5, 5, 5),
     ("prefix-layer", "e2e"): (8e-5, 5, 10),
     ("prefix-layer", "webnlg"): (5e-5, 5, 5),
     ("prefix-layer", "dart"): (5e-5, 10, 5),

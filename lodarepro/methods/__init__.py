@@ -26,6 +26,7 @@ REGISTRY: dict[str, Method] = {
     "one-shot": tuning.ONE_SHOT,
     "adapter-h": adapter.ADAPTER,
     "adapter-l": adapter.ADAPTER,
+    "adapter-l-wide": adapter.ADAPTER,
     "adapter-p": adapter.ADAPTER,
     "adapter-drop": adapter.ADAPTER,
     "prefix-embed": prefix.PREFIX_EMBED,

@@ -242,7 +242,8 @@ def test_a_method_that_does_not_fit_the_model_is_a_line(
     assert main(["count", "--all", *narrow]) == 2
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [
-        f"lodarepro: method={name}: method.base.rank=300 exceeds the rank 256 of W_proj in gpt2-medium"
+        f"lodarepro: method={name}: method.base.rank=300 exceeds the rank 256 of W_proj in gpt2-medium; "
+        "give 256 or less"
         for name in ("r-lora", "r-loda-plus")
     ]
     assert [row[1] for row in cells_of(captured.out)[1:]] == ["lora", "s-loda"]

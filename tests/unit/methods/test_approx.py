@@ -226,7 +226,7 @@ def test_a_projection_of_zeros_loses_nothing(base: Base, caplog: pytest.LogCaptu
     [
         (
             ["method=r-loda", "model=gpt2-nano", "method.base.rank=129"],
-            "method.base.rank=129 exceeds the rank 128 of W_proj in gpt2-nano",
+            "method.base.rank=129 exceeds the rank 128 of W_proj in gpt2-nano; give 128 or less",
         ),
         (
             ["method=s-loda", "method.base.keep=1e-9"],
@@ -244,7 +244,7 @@ def test_a_projection_of_zeros_loses_nothing(base: Base, caplog: pytest.LogCaptu
         (["method=r-loda", "method.base.rank=null"], "method.base.rank: a value is needed for kind=low-rank"),
         (
             ["method=s-loda", "method.base={kind:sparse,keep:null,pattern:2:4}", "model.n_embd=1026", "model.n_head=2"],
-            "method.base.pattern=2:4: the width 1026 of gpt2-medium is no multiple of 4",
+            "method.base.pattern=2:4: the width 1026 of gpt2-medium is no multiple of 4; use pattern=unstructured",
         ),
     ],
 )

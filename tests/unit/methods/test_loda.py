@@ -314,7 +314,7 @@ def test_it_can_not_be_merged():
             ["method.rank=1"],
             "method.rank=1: f1's norm of one number is 0; give rank=2 or more, or an f1.order without norm",
         ),
-        (["method.rank=2048"], "method.rank=2048 exceeds the width 1024 of gpt2-medium"),
+        (["method.rank=2048"], "method.rank=2048 exceeds the width 1024 of gpt2-medium; give 1024 or less"),
         (["method.targets=[]"], "method.targets=[]: name at least one target, each once"),
     ],
 )

@@ -229,8 +229,8 @@ def small(base: Base) -> Base:
     [
         ("method.ranks={up:2}", 'method.ranks.up=2: not among targets=["q", "v"]'),
         ("method.ranks.up=2", 'method.ranks.up=2: not among targets=["q", "v"]'),
-        ("method.ranks.v=4096", "method.ranks.v=4096 exceeds the width 128 of gpt2-nano"),
-        ("method.rank=129", "method.rank=129 exceeds the width 128 of gpt2-nano"),
+        ("method.ranks.v=4096", "method.ranks.v=4096 exceeds the width 128 of gpt2-nano; give 128 or less"),
+        ("method.rank=129", "method.rank=129 exceeds the width 128 of gpt2-nano; give 128 or less"),
     ],
 )
 def test_ranks_that_do_not_fit(override: str, fault: str):

@@ -82,7 +82,7 @@ def test_the_highest_blocks_train(final_norm: bool):
 def test_more_blocks_than_there_are():
     with pytest.raises(BadInput) as e:
         compose.cells(["model=gpt2-medium", "method=ft-top2", "method.blocks=25"])
-    assert e.value.faults == ("method.blocks=25 exceeds the 24 blocks of gpt2-medium",)
+    assert e.value.faults == ("method.blocks=25 exceeds the 24 blocks of gpt2-medium; give 24 or less",)
 
 
 # slices of the fused projection -----------------------------------------------------------------
