@@ -34,6 +34,7 @@ NAMES = [
 ]
 CHECKED = 80  # cells composed, at 0.1 s each: all, or so many drawn at random
 COPIED = "ft ft-top2 adapter-l adapter-l-wide prefix-layer"
+LARGE = "ft adapter-l adapter-l-wide prefix-layer lora"
 LODA = "lora loda r-loda s-loda loda-plus r-loda-plus s-loda-plus"
 ROWS = {
     "loda-1": ("loda", "e2e", {"gpt2-medium": f"{COPIED} adapter-h ft-qv one-shot {LODA}"}),
@@ -42,10 +43,10 @@ ROWS = {
     "lora-3": (
         "lora",
         "e2e",
-        {"gpt2-medium": f"{COPIED} adapter-h lora", "gpt2-large": "ft adapter-l adapter-l-wide prefix-layer lora"},
+        {"gpt2-medium": f"{COPIED} adapter-h lora", "gpt2-large": LARGE},
     ),
-    "lora-13": ("lora", "dart", {"gpt2-medium": f"{COPIED} lora", "gpt2-large": "ft adapter-l adapter-l-wide prefix-layer lora"}),
-    "lora-14": ("lora", "webnlg", {"gpt2-medium": f"{COPIED} lora", "gpt2-large": "ft adapter-l adapter-l-wide prefix-layer lora"}),
+    "lora-13": ("lora", "dart", {"gpt2-medium": f"{COPIED} lora", "gpt2-large": LARGE}),
+    "lora-14": ("lora", "webnlg", {"gpt2-medium": f"{COPIED} lora", "gpt2-large": LARGE}),
     "lora-18": ("lora", "e2e", {"gpt2-medium": "lora"}),
 }
 """the cells of the papers' tables: protocol, dataset, and each model's methods"""
