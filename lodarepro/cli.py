@@ -29,7 +29,7 @@ usage: lodarepro COMMAND ...
 
   run [-m] [KEY=VALUE ...]        train, decode, score and record a cell, or with -m a sweep of them;
                                   lodarepro run --help lists the choices, --cfg job shows every setting;
-                                  --method-file FILE brings a method of your own (also decode, count)
+                                  --method-file FILE brings a method of your own (also decode, count, export)
   decode RUN [decode.KEY=VALUE]   decode a finished run's test set anew, with other settings
   score --hyp FILE --ref FILE     score texts by the official definitions (--suite e2e, webnlg, dart);
                                   lodarepro score --help lists formats, intervals, comparisons

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lodarepro import compose, config, records
 from lodarepro.errors import BadInput
-from lodarepro.methods import attach, finalize, load_adapter, merge, mergeable, trained
+from lodarepro.methods import merge, mergeable, restored, trained
 from lodarepro.methods.lora import DoraDelta, LoraDelta
 from lodarepro.model import GPT2, weights
 from lodarepro.model.gpt2 import Dense
@@ -72,17 +72,8 @@ def export(folder: Path, form: str, place: Path, overrides: Sequence[str] = ()) 
 def _loaded(folder: Path, record: records.Record, run: config.Run) -> tuple[weights.Checkpoint, GPT2]:
     base = weights.find(run.model)
     assert base is not None  # with download, `find` raises rather than give None
-    known = record.identity["checksums"]["tokenizer"]
-    if base.tokenizer_sha256 != known:
-        raise BadInput(
-            f"{base.folder}: its tokenizer is not the one that {record.id} was trained with (sha256 "
-            f"{base.tokenizer_sha256}, not {known}); give that base model's folder with model.path"
-        )
-    model = weights.load(base, run.model)
-    attach(model, run.method, torch.Generator())
-    finalize(model, run.method)
-    load_adapter(model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256)
-    return base, model
+    base.check_tokenizer(record.identity["checksums"]["tokenizer"], record.id)
+    return base, restored(folder / records.ADAPTER, run, base)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from lodarepro.data.sources import download_url
 from lodarepro.data.tokenise import encode
 from lodarepro.decode.generate import decode
 from lodarepro.errors import BadInput, LodareproError, Stopped
-from lodarepro.methods import attach, finalize, layout, load_adapter, param_groups, save_adapter
+from lodarepro.methods import attach, finalize, layout, param_groups, restored, save_adapter
 from lodarepro.model import GPT2, weights
 from lodarepro.records import Decoded, Evaluation, Record
 from lodarepro.rescore import measured
@@ -205,16 +205,9 @@ def redecode(folder: Path, overrides: Sequence[str]) -> Record:
                 f"{test.source.path} is not the file that {record.id} was tested on (sha256 {test.source.sha256}, "
                 f"not {known['test']}); give that file's folder with data.root"
             )
-        if base.tokenizer_sha256 != known["tokenizer"]:
-            raise BadInput(
-                f"{base.folder}: its tokenizer is not the one that {record.id} was trained with (sha256 "
-                f"{base.tokenizer_sha256}, not {known['tokenizer']}); give that base model's folder with model.path"
-            )
+        base.check_tokenizer(known["tokenizer"], record.id)
         device = _prepared_device(run)  # first, as in training: its threads are those of what attaching computes
-        model, tokenizer = weights.load(base, run.model), weights.load_tokenizer(base)
-        attach(model, run.method, torch.Generator())
-        finalize(model, run.method)
-        load_adapter(model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256)
+        model, tokenizer = restored(folder / records.ADAPTER, run, base), weights.load_tokenizer(base)
         model.to(device).eval()
         number = len({e.hypotheses for e in record.evaluations}) + 1
         file = same[0].hypotheses if same else f"{records.EVALUATIONS}/last-test-{number}.jsonl"

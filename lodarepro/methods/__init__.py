@@ -6,17 +6,19 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
+from lodarepro.config import Run
 from lodarepro.data.tokenise import Layout
 from lodarepro.errors import BadInput
 from lodarepro.methods import adapter, loda, lora, prefix, tuning
 from lodarepro.methods.base import Method, load_adapter, merge, mergeable, one_group, save_adapter, trained
-from lodarepro.model import GPT2
+from lodarepro.model import GPT2, weights
 
 REGISTRY: dict[str, Method] = {
     "ft": tuning.FT,
@@ -102,6 +104,24 @@ def finalize(model: GPT2, config: Any) -> None:
         edit(model, config)
 
 
+def restored(adapter: Path, run: Run, base: weights.Checkpoint) -> GPT2:
+    """The base model with what a finished run trained, on the CPU.
+
+    Args:
+        adapter: the run's file of it.
+        run: the run's configuration.
+        base: the base model's files on this machine.
+
+    Raises:
+        BadInput: the adapter is not readable, or not one of this method on this base.
+    """
+    model = weights.load(base, run.model)
+    attach(model, run.method, torch.Generator())  # whatever it draws, the file replaces
+    finalize(model, run.method)
+    load_adapter(model, adapter, method=run.method, base=run.model.name, base_sha256=base.sha256)
+    return model
+
+
 __all__ = [
     "REGISTRY",
     "Method",
@@ -113,6 +133,7 @@ __all__ = [
     "mergeable",
     "one_group",
     "param_groups",
+    "restored",
     "save_adapter",
     "trained",
 ]

@@ -41,7 +41,6 @@ WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of the stages
 WORKERS = min(4, len(os.sched_getaffinity(0)))
 SHARE = 1000  # pairs of hypothesis and reference that make another worker worth its start
 
-
 PROBE = (b"lodareproprobe", b"lodareproecho")
 """A pair of phrases that no text holds."""
 

@@ -54,6 +54,14 @@ class Checkpoint:
     tokenizer_sha256: str
     origin: str
 
+    def check_tokenizer(self, sha256: str, run: str) -> None:
+        """Raise BadInput where the tokenizer is not the one, of this checksum, that a run was trained with."""
+        if self.tokenizer_sha256 != sha256:
+            raise BadInput(
+                f"{self.folder}: its tokenizer is not the one that {run} was trained with (sha256 "
+                f"{self.tokenizer_sha256}, not {sha256}); give that base model's folder with model.path"
+            )
+
 
 def sizes_of(model: config.Model) -> Sizes:
     """The shape that a model's configuration states."""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from lodarepro import compose, config, export, records
+from lodarepro import compose, config, export, methods, records
 from lodarepro.cli import main
 from lodarepro.methods import attach, finalize, save_adapter, trained
 from lodarepro.model import GPT2, weights
@@ -300,7 +300,7 @@ def refusal(capsys: Any, folder: Path, form: str, place: Path, *overrides: str) 
 def test_a_delta_with_something_else_trained(finished: Finished, tmp_path: Path, capsys, monkeypatch):
     """What a format can't hold must not be left out in silence."""
     folder, _ = finished("method=lora")
-    monkeypatch.setattr(export, "load_adapter", lambda model, *_, **__: model.ln_f.bias.requires_grad_(True))
+    monkeypatch.setattr(methods, "load_adapter", lambda model, *_, **__: model.ln_f.bias.requires_grad_(True))
     said = refusal(capsys, folder, "peft", tmp_path / "out")
     assert said == f"{ID} has no form for --to peft: {NO_PLACE} (ln_f.bias); give --to hf"
 
