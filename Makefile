@@ -12,14 +12,16 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 
 DATASETS := $(sort $(notdir $(basename $(wildcard configs/dataset/*.yaml))))
 METHODS := $(sort $(notdir $(basename $(wildcard configs/method/*.yaml))))
+TABLES := $(sort $(notdir $(basename $(wildcard configs/table/*.yaml))))
 MODELS := $(sort $(notdir $(basename $(wildcard configs/model/*.yaml))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types
+.PHONY: help setup demo tables test check lint types
 
 help:
 	@echo 'make setup    a virtual environment in $(VENV) with the pinned versions'
 	@echo 'make demo     the embedded model on the embedded data, every stage; the table is printed'
+	@echo 'make tables   every table from the records that there are, into results/tables/'
 	@echo 'make test     the tests (at most 10 minutes on 2 cores)'
 	@echo 'make check    lint, types, and the slow tests and those that need reference material'
 	@echo
@@ -28,6 +30,11 @@ help:
 	@echo '  make dart-lora-r8 MODEL=gpt2-large SEED=2'
 	@echo '  make webnlg-ft ARGS="data.root=FOLDER model.path=FOLDER"'
 	@echo
+	@echo 'make table-NAME [ARGS="KEY=VALUE ..."]     the missing cells of a table, then the table, as in'
+	@echo '  make table-loda-1'
+	@echo '  make table-lora-3 ARGS="hydra/launcher=parallel hydra.launcher.n_jobs=4"'
+	@echo
+	@echo 'tables    $(TABLES)'
 	@echo 'datasets  $(DATASETS)'
 	@echo 'methods   $(METHODS)'
 	@echo 'models    $(MODELS) (default: $(MODEL))'
@@ -41,7 +48,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	@$(BIN)/lodarepro run -m model=gpt2-nano dataset=mini method=ft,lora results.root=demo $(ARGS)
+	@$(BIN)/lodarepro table mini --run --seeds 1 results.root=demo hydra/launcher=parallel $(ARGS)
+
+tables: setup
+	@$(BIN)/lodarepro table $(TABLES) $(ARGS)
+
+table-%: setup
+	@$(BIN)/lodarepro table $* --run $(ARGS)
 
 test: setup
 	$(BIN)/pytest -m 'not slow and not browser and not needs_mount and not gpu'

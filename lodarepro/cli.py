@@ -1,4 +1,4 @@
-"""The command line: run, decode, score, count, export, data, doctor."""
+"""The command line: run, table, plan, decode, score, count, export, data, doctor."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import json
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lodarepro import __version__
-from lodarepro.errors import BadInput, LodareproError, Stopped, nearest
+from lodarepro.errors import BadInput, LodareproError, nearest
+from lodarepro.log import log_to_stderr
 
 if TYPE_CHECKING:
+    from lodarepro import launch, plan
+    from lodarepro.archive import Archive
     from lodarepro.cost import Count
+    from lodarepro.report.aggregate import Counts, FilledTable
+    from lodarepro.tables import Table
 
 logger = logging.getLogger("lodarepro")
 
@@ -30,6 +35,9 @@ usage: lodarepro COMMAND ...
   run [-m] [KEY=VALUE ...]        train, decode, score and record a cell, or with -m a sweep of them;
                                   lodarepro run --help lists the choices, --cfg job shows every setting;
                                   --method-file FILE brings a method of your own (also decode, count, export)
+  table NAME ... [--run]          a paper's table from the records, beside its print; --run does what is missing,
+                                  --check gives verdicts; lodarepro table --help
+  plan NAME ... | [KEY=VALUE ...] what a table's or a sweep's cells will cost: tokens, operations, memory, hours
   decode RUN [decode.KEY=VALUE]   decode a finished run's test set anew, with other settings
   score --hyp FILE --ref FILE     score texts by the official definitions (--suite e2e, webnlg, dart);
                                   lodarepro score --help lists formats, intervals, comparisons
@@ -96,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
+        "table": _table,
+        "plan": _plan,
         "decode": _decode,
         "score": _score,
         "count": _count,
@@ -123,25 +133,14 @@ def _command(arguments: list[str]) -> int:
         return INTERRUPTED
 
 
-def log_to_stderr() -> None:
-    """Send the package's log to what is stderr now."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-
-
 # run --------------------------------------------------------------------------------------------
-
-_in_process: list[dict[str, Any]] = []  # statuses of jobs of this process; others leave files
 
 
 def _run(arguments: list[str]) -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from lodarepro import compose
+    from lodarepro import compose, launch
 
     first = argparse.ArgumentParser(prog="lodarepro run", add_help=False, allow_abbrev=False)
     _add_method_file(first)
@@ -157,25 +156,64 @@ def _run(arguments: list[str]) -> int:
         compose.register_schemas(own)
     else:
         extra = Path(given.config_dir) if given.config_dir else None
-        compose.cells(given.overrides, multirun=given.multirun, extra_folder=extra, own=own)
+        cells = compose.cells(given.overrides, multirun=given.multirun, extra_folder=extra, own=own)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let its errors reach the lines below
-    _in_process.clear()
+    main_of_hydra = hydra.main(
+        version_base="1.3", config_path=str(compose.config_folder()), config_name=compose.PRIMARY
+    )
+    launch.started_here()
+    if not given.multirun or informative or given.cfg or given.info:
+        _with_lines_for_faults(main_of_hydra(launch.job))
+        if informative or given.cfg or given.info:
+            return 0
+        return _conclude(launch.ended_here, sweep=False)
+
+    launch.check_launcher(given.overrides)
+    folder = partial(getattr, launch.SweepFolder, "latest")
+    launch.SweepFolder.latest = None
+    with launch.shown(None if _chooses_sweeper(given.overrides) else len(cells), folder):
+        stopped = _with_lines_for_faults(main_of_hydra(launch.job))
+        if folder() is not None and not stopped:
+            _settle(given.overrides, folder())
+    if folder() is None:
+        return stopped
+    return _conclude(launch.concluded(folder()), sweep=True)
+
+
+def _chooses_sweeper(overrides: Sequence[str]) -> bool:
+    """Whether a sweeper of the user's decides how many cells there are."""
+    return any(text.partition("=")[0] == "hydra/sweeper" for text in overrides)
+
+
+def _with_lines_for_faults(work: Callable[[], Any]) -> int:
+    """Let Hydra work; its own errors become lines. The exit status of its own end, or of a stop; else 0."""
+    from lodarepro import compose
+
     try:
-        hydra.main(version_base="1.3", config_path=str(compose.config_folder()), config_name=compose.PRIMARY)(job)()
+        work()
     except compose.UNFIT as e:
         raise compose.fault_of(e) from None
-    except SystemExit as e:
-        if not _in_process:  # Hydra's own: after its help, or an error that it has told
-            return int(e.code or 0)
-        # Else a job that was told to stop, and a sweep's other cells with it.
+    except SystemExit as e:  # Hydra's own, after its help, or a job's that was told to stop with all after it
+        return int(e.code or 0)
     except OSError as e:
         raise BadInput(f"{e.filename}: can't be written ({e.strerror}); give results.root=FOLDER") from None
-    if informative or given.cfg or given.info:
-        return 0
-    if given.multirun and (folder := compose.SweepFolder.latest) is not None:
-        return _conclude(_statuses(folder), sweep=True)
-    return _conclude(list(_in_process), sweep=False)
+    return 0
+
+
+def _settle(overrides: Sequence[str], folder: Path) -> None:
+    """Do what other processes held when a sweep came to it, by the same launcher."""
+    from lodarepro import launch
+
+    own = [text for text in overrides if text.lstrip("+").startswith("hydra")]
+    again: list[launch.Sweep] = []
+
+    def launched(cells: list[tuple[str, ...]]) -> None:
+        if not again:
+            again.append(launch.Sweep(own, folder=folder))
+        again[0].launch(cells)
+
+    launch.settle(folder, launched)
 
 
 def _add_method_file(parser: argparse.ArgumentParser) -> None:
@@ -189,71 +227,240 @@ def _own(given: argparse.Namespace) -> Any:
     return None if given.method_file is None else compose.own_method(given.method_file)
 
 
-def job(composed: Any) -> dict[str, Any]:
-    """One cell as Hydra's launchers call it, in this process or another; it never raises a fault.
-
-    Returns:
-        `exit_code`, `faults`, `stopped` (an exit code where a signal asked to stop, else None), and
-        `folder` where the run is finished.
-    """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from lodarepro import compose
-
-    log_to_stderr()
-    status = _status(composed)
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode is RunMode.MULTIRUN:
-        status |= {"overrides": list(hydra_config.overrides.task), "number": hydra_config.job.num}
-        path = Path(hydra_config.runtime.output_dir) / compose.STATUS
-        path.write_text(json.dumps(status, indent=1) + "\n", encoding="utf-8")
-    _in_process.append(status)
-    if status["stopped"]:
-        raise SystemExit(status["stopped"])  # so that a sweep does not go on with its next cell
-    return status
-
-
-def _status(composed: Any) -> dict[str, Any]:
-    from lodarepro import compose, pipeline
-
-    status: dict[str, Any] = {"exit_code": 0, "faults": [], "stopped": None}
-    try:
-        outcome = pipeline.execute(compose.to_run(composed))
-        return {**status, "folder": str(outcome.folder), "stopped": outcome.stopped}
-    except LodareproError as e:
-        stopped = e.exit_code if isinstance(e, Stopped) else None
-        return {**status, "exit_code": e.exit_code, "faults": list(e.faults), "stopped": stopped}
-    except Exception as e:  # a bug of ours must not end a sweep
-        logger.error("%s", traceback.format_exc())
-        fault = f"unexpected {type(e).__name__}: {e} (the traceback is above; please report it)"
-        return {**status, "exit_code": 1, "faults": [fault]}
-
-
-def _statuses(sweep: Path) -> list[dict[str, Any]]:
-    from lodarepro import compose
-
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sweep.rglob(compose.STATUS)]
-    return sorted(found, key=lambda status: int(status["number"]))
-
-
-def _conclude(statuses: Sequence[dict[str, Any]], *, sweep: bool) -> int:
+def _conclude(statuses: Sequence[launch.Status], *, sweep: bool) -> int:
     from lodarepro import records
     from lodarepro.report.summary import summary
 
-    folders = [Path(status["folder"]) for status in statuses if "folder" in status]
+    folders = [Path(status.folder) for status in statuses if status.folder]
     done = [record for record in map(records.read, folders) if record is not None]
-    for status in statuses:
-        cell = " ".join(status["overrides"]) + ": " if sweep else ""
-        for fault in status["faults"]:
-            print(f"lodarepro: {cell}{fault}", file=sys.stderr)
+    _tell_faults(statuses, sweep=sweep)
     if done:
         print(summary(done))
         print(f"\nrecords: {', '.join(dict.fromkeys(str(folder.parent) for folder in folders))}")
     if sweep:
         print(f"{len(done)} of {len(statuses)} cells finished")
-    codes = [int(status["exit_code"]) for status in statuses]
-    return max([*codes, *(int(status["stopped"] or 0) for status in statuses if sweep)], default=1)
+    return _exit_code(statuses, nothing=1)
+
+
+def _tell_faults(statuses: Sequence[launch.Status], *, sweep: bool) -> None:
+    for status in statuses:
+        cell = " ".join(status.overrides) + ": " if sweep else ""
+        for fault in status.faults:
+            print(f"lodarepro: {cell}{fault}", file=sys.stderr)
+
+
+def _exit_code(statuses: Sequence[launch.Status], *, nothing: int) -> int:
+    """The worst of all cells; `nothing`: where there are none."""
+    return max((status.exit_code for status in statuses), default=nothing)
+
+
+# tables -----------------------------------------------------------------------------------------
+
+
+def _table(arguments: list[str]) -> int:
+    from lodarepro import tables
+    from lodarepro.report import table as shown
+
+    parser = argparse.ArgumentParser(
+        prog="lodarepro table",
+        description="a table of a paper from the records of runs, beside what is printed; written as Markdown, LaTeX, "
+        "CSV and JSON to <results.root>/tables/",
+        epilog=f"tables: {', '.join(tables.names())}; or a YAML file of the same form. Exit status: 0 done; with "
+        "--check 1 unless every printed cell is within print or within reruns; with --run 1 where a cell failed.",
+    )
+    _add_table_arguments(parser)
+    parser.add_argument("--run", action="store_true", help="first do the cells that are missing, and only those")
+    parser.add_argument("--check", action="store_true", help="a verdict for each printed cell")
+    parser.add_argument(
+        "--significance", action="store_true", help="test each mean against the best of its group (from the kept texts)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the JSON form instead of the table")
+    given = parser.parse_intermixed_args(arguments)
+    own = _own(given)
+    names, places = _names_and_overrides(given.words)
+    if not names:
+        raise BadInput(f"which table? (valid: {', '.join(tables.names())}, or a YAML file)")
+    found = [tables.read(name, places=places, seeds=given.seeds, own=own) for name in names]
+    status = 0
+    for table in found:
+        if given.run and (code := _run_table(table, places)):
+            status = max(status, code)
+            if code > 2:  # stopped: so is what comes after
+                return code
+    for table in found:
+        filled = _filled_table(table, significance=given.significance)
+        _write_table(filled, check=given.check)
+        print(shown.as_json(filled) if given.json else shown.markdown(filled, check=given.check), end="")
+        if given.check:
+            counted = shown.verdicts(filled)
+            if not given.json:
+                print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in counted.items()))
+            status = max(status, int(bool(counted["outside"] or counted[shown.NOT_RUN])))
+        if not given.json:
+            print(f"\nwritten to {_tables_folder(table) / table.name}.md, .tex, .csv and .json")
+    return status
+
+
+def _add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="NAME | KEY=VALUE",
+        help="tables, and overrides for all their cells (data.*, results.*, runtime.*, model.path, hydra.*)",
+    )
+    parser.add_argument(
+        "--seeds", metavar="N,N,...", type=_seeds, help="one run each, instead of the table's own (usually 1,2,3)"
+    )
+    _add_method_file(parser)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of whole numbers such as 1,2,3") from None
+
+
+def _names_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    return [w for w in words if "=" not in w], [w for w in words if "=" in w]
+
+
+def _results_root(table: Table) -> Path:
+    return Path(table.rows[0].run.results.root).expanduser()
+
+
+def _tables_folder(table: Table) -> Path:
+    return _results_root(table) / "tables"
+
+
+def _filled_table(table: Table, *, significance: bool) -> FilledTable:
+    from lodarepro import records, tables
+    from lodarepro.archive import Archive
+    from lodarepro.report import aggregate
+
+    root = _results_root(table)
+    with records.disk_faults(root):
+        archive = Archive(root)
+    filled = aggregate.fill(table, archive, _counts(table, archive), tables.reruns())
+    return aggregate.with_significance(filled, root) if significance else filled
+
+
+def _counts(table: Table, archive: Archive) -> dict[str, Counts]:
+    """What counting gives for each row; where a finished run says it, torch need not be imported."""
+    from lodarepro.report.aggregate import Counts, row_key
+
+    found = {}
+    for group in table.groups:
+        for row in group.rows:
+            run = archive.find(row.run)
+            if run and not row.macs:
+                found[row_key(group.title, row)] = Counts(run[0].record.parameters["trainable"], ())
+                continue
+            from lodarepro.cost import count
+
+            counted = count(row.run.model, row.run.method)
+            merged = () if counted.qkv_macs_merged is None else (counted.qkv_macs_merged,)
+            found[row_key(group.title, row)] = Counts(counted.trainable, (*merged, counted.qkv_macs))
+    return found
+
+
+def _write_table(filled: FilledTable, *, check: bool) -> None:
+    from lodarepro import records
+    from lodarepro.files import write_atomically
+    from lodarepro.report import table as shown
+
+    folder = _tables_folder(filled.table)
+    with records.disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for ending, text in {
+            "md": shown.markdown(filled, check=check),
+            "tex": shown.latex(filled, check=check),
+            "csv": shown.as_csv(filled),
+            "json": shown.as_json(filled),
+        }.items():
+            write_atomically(folder / f"{filled.table.name}.{ending}", text.encode())
+
+
+def _run_table(table: Table, places: Sequence[str]) -> int:
+    """Do the cells of a table that are missing; the exit status is that of the worst of them."""
+    from lodarepro import launch, plan
+    from lodarepro.archive import Archive
+
+    archive = Archive(_results_root(table))
+    missing = [(row, run) for row in table.rows for run in row.cells(table.seeds) if not archive.find(run)]
+    if not missing:
+        return 0
+    hydras = [text for text in places if text.startswith("hydra")]
+    local = [text for text in places if text not in hydras]
+    launch.check_launcher(hydras)
+    if planned := [cell for cell in _asked(table, archive) if cell.todo]:
+        print(plan.report(plan.plan(planned)), end="\n\n", flush=True)
+    launch.started_here()
+    sweep = launch.Sweep([*hydras, *(text for text in local if text.startswith("results."))])
+    cells = [(*row.overrides, *local, f"seed={run.seed}") for row, run in missing]
+    with launch.shown(len(cells), lambda: sweep.folder):
+        stopped = _with_lines_for_faults(lambda: sweep.launch(cells))
+        if not stopped:
+            launch.settle(sweep.folder, sweep.launch)
+    statuses = launch.concluded(sweep.folder)
+    _tell_faults(statuses, sweep=True)
+    return stopped or _exit_code(statuses, nothing=0)
+
+
+def _asked(table: Table, archive: Archive) -> list[plan.Asked]:
+    """The rows of a table as a plan takes them; what failed before is left only with `runtime.retry`."""
+    from lodarepro import plan
+    from lodarepro.report.aggregate import row_key
+
+    found = []
+    for group in table.groups:
+        for row in group.rows:
+            runs = row.cells(table.seeds)
+            done = [run for run in runs if archive.find(run)]
+            failed = [run for run in runs if archive.failure(run) and not run.runtime.retry]
+            left = len(runs) - len(done) - len(failed)
+            found.append(plan.Asked(row_key(group.title, row), row.run, left, len(done)))
+    return found
+
+
+def _plan(arguments: list[str]) -> int:
+    from lodarepro import compose, plan, tables
+    from lodarepro.archive import Archive
+
+    parser = argparse.ArgumentParser(
+        prog="lodarepro plan",
+        description="what the cells of tables, or of a run or sweep, will cost; what is done is left out. The rate is "
+        "measured on this machine by a few steps on random weights, or stated. No data or weights are needed.",
+        epilog=f"tables: {', '.join(tables.names())}; GPUs: {', '.join(plan.GPUS)}",
+    )
+    _add_table_arguments(parser)
+    parser.add_argument("--gpu", metavar="NAME", help="reckon with a share of this GPU's peak instead of measuring")
+    parser.add_argument(
+        "--utilisation", metavar="X", type=float, help=f"that share, with --gpu (assumed: {plan.UTILISATION})"
+    )
+    parser.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+    given = parser.parse_intermixed_args(arguments)
+    own = _own(given)
+    if given.utilisation is not None and not given.gpu:
+        raise BadInput("--utilisation: means nothing for a measured rate; name a GPU with --gpu")
+    names, overrides = _names_and_overrides(given.words)
+    asked: list[plan.Asked] = []
+    if names:
+        for name in names:
+            table = tables.read(name, places=overrides, seeds=given.seeds, own=own)
+            asked += _asked(table, Archive(_results_root(table)))
+    else:
+        if given.seeds:
+            overrides = [*overrides, f"seed={','.join(map(str, given.seeds))}"]
+        cells = compose.cells(overrides, multirun=True, own=own)
+        archive = Archive(Path(cells[0].run.results.root).expanduser())
+        for cell in cells:
+            done = bool(archive.find(cell.run))
+            asked.append(plan.Asked(" ".join(cell.overrides) or "defaults", cell.run, int(not done), int(done)))
+    utilisation = plan.UTILISATION if given.utilisation is None else given.utilisation
+    planned = plan.plan(asked, gpu=given.gpu, utilisation=utilisation)
+    _show(given, plan.as_json(planned), plan.report(planned))
+    return 0
 
 
 # the other commands -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -28,7 +28,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -42,10 +41,10 @@ PROTOCOL_VERSION = 1
 """Raised when the same configuration and data would give other numbers."""
 
 PRIMARY = "run"
-STATUS = "status.json"
-"""what a job of a sweep leaves in its folder: how it ended"""
 SCHEMA = "schema"
 FOLLOWING = ("settings", "tuned")  # groups that follow from the choices of the others
+NO_CHOICES = (*FOLLOWING, "hydra", "table")  # folders of configs/ that hold no options of a run
+SWEEP = "sweep"  # the group of named sweeps
 LACKING = "???"  # OmegaConf's mark of a key without a value
 NOT_IDENTITY = {
     "model": ("hub", "revision", "path"),
@@ -113,7 +112,7 @@ def groups(extra_folder: Path | None = None, own: OwnMethod | None = None) -> di
     found: dict[str, set[str]] = {} if own is None else {"method": {own.name}}
     for root in (config_folder(), *([extra_folder] if extra_folder else [])):
         for path in root.glob("*/*.yaml"):
-            if path.parent.name not in (*FOLLOWING, "hydra"):
+            if path.parent.name not in NO_CHOICES:
                 found.setdefault(path.parent.name, set()).add(path.stem)
     return {group: sorted(options) for group, options in sorted(found.items())}
 
@@ -155,6 +154,11 @@ def cells(
     options = groups(extra_folder, own)
     faults: list[str] = []
     parsed = _parsed(overrides, faults)
+    if named := [o for o in parsed if o.key_or_group == SWEEP]:
+        if multirun:
+            parsed = [*_named_sweep(named[-1], options, extra_folder, faults), *parsed]
+        else:
+            faults.append(f"{named[-1].input_line}: a sweep of several cells needs -m")
     if not multirun:
         faults += [
             f"{o.input_line}: several values for one key need -m (a sweep), as in: lodarepro run -m {o.input_line}"
@@ -207,6 +211,19 @@ def _parsed(overrides: Sequence[str], faults: list[str]) -> list[Override]:
             continue
         parsed.append(override)
     return parsed
+
+
+def _named_sweep(
+    chosen: Override, options: Mapping[str, Sequence[str]], extra_folder: Path | None, faults: list[str]
+) -> list[Override]:
+    """The overrides that a file of `configs/sweep/` holds as Hydra's sweeper takes them, `hydra.sweeper.params`."""
+    name = str(chosen.value())
+    if name not in options[SWEEP]:
+        return []  # said with the other choices that there are not
+    roots = [config_folder(), *([extra_folder] if extra_folder else [])]
+    (path, *_) = [path for root in roots if (path := root / SWEEP / f"{name}.yaml").is_file()]
+    params = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params") or {}
+    return _parsed([f"{key}={value}" for key, value in params.items()], faults)
 
 
 def _is_hydras(override: Override) -> bool:
@@ -310,22 +327,6 @@ def _reason(e: Exception) -> str:
 def fault_of(e: Exception) -> BadInput:
     """What an error of Hydra's own becomes, as one of its launchers' or sweepers' that the checks don't know."""
     return BadInput(_reason(e))
-
-
-class SweepFolder(Callback):
-    """Tells the process that started a sweep where it is, and clears what an older one left there.
-
-    The folder is known only when Hydra has resolved `hydra.sweep.dir`.
-    """
-
-    latest: ClassVar[Path | None] = None
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Called by Hydra before the first job."""
-        folder = Path(config.hydra.sweep.dir)
-        for stale in folder.rglob(STATUS):
-            stale.unlink()
-        SweepFolder.latest = folder
 
 
 def _unknown_key(composed: DictConfig, key: str) -> str | None:
@@ -453,6 +454,11 @@ def _combined_faults(run: config.Run) -> list[str]:
 def plain(run: config.Run) -> dict[str, Any]:
     """The run as JSON would hold it."""
     return json.loads(json.dumps(asdict(run)))
+
+
+def plain_defaults(section: str) -> dict[str, Any]:
+    """A section of a run, other than its method, as its dataclass starts it."""
+    return json.loads(json.dumps(_defaults(config.SECTIONS[section])))
 
 
 def from_plain(tree: Mapping[str, Any]) -> config.Run:

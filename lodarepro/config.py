@@ -82,6 +82,14 @@ class Pin:
     """pairs (context, completion) in it"""
     contexts: Positive | None = None
     """distinct contexts in it, where known"""
+    tokens: Positive | None = None
+    """GPT-2 tokens of all pairs, both end tokens included; for `lodarepro plan`, as what follows"""
+    completion_tokens: Positive | None = None
+    """of these, tokens that carry loss"""
+    context_tokens: Positive | None = None
+    """tokens of the distinct contexts, their separators included"""
+    longest: Positive | None = None
+    """tokens of the longest pair"""
 
 
 @dataclass(frozen=True)
@@ -204,14 +212,16 @@ class Results:
 class Runtime:
     """How this machine does the work; not part of a run's identity."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the first CUDA device, else the CPU"""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """auto: a CUDA device that no other run holds, else the CPU; cuda: the same, but never the CPU; cpu; cuda:N"""
     threads: Positive | None = None
     """CPU threads of torch; None: one for a tiny model (d <= 256), else torch's choice"""
     decode_batch: Positive = 16
     """prompts searched at once"""
     checkpoint_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
     """minutes between checkpoints within an epoch (the first whole update from its end on has one)"""
+    retry: bool = False
+    """in a sweep or table, try cells again that failed before; a single run always does"""
 
 
 Target = Literal["q", "k", "v", "o", "up", "down"]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from lodarepro import config
 from lodarepro.methods import attach, finalize, mergeable, trained
@@ -82,3 +85,68 @@ def count(model: config.Model, method: object) -> Count:
         attach(net, method, torch.Generator())
         finalize(net, method)
     return count_parameters(net)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one step takes, counted without weights or data.
+
+    Attributes:
+        flops: floating-point operations of the matrix products, two a multiply-accumulate.
+        activation_bytes: of what the forward pass keeps for the backward pass, fp32, besides parameters.
+    """
+
+    flops: int
+    activation_bytes: int
+
+
+def training_step(model: config.Model, method: object, *, rows: int, width: int, targets: int) -> StepCost:
+    """Count a step of training, forward and backward, by running it on tensors without content.
+
+    What has no gradient costs none: the count follows from what the method left trainable, as the step itself does.
+
+    Args:
+        model: sizes.
+        method: the method's config.
+        rows: sequences in the batch.
+        width: tokens of each.
+        targets: tokens that carry loss, of which alone the output layer sees anything.
+    """
+    with torch.device("meta"):
+        net = GPT2(sizes_of(model))
+        attach(net, method, torch.Generator())
+        if net.virtual is not None:
+            # Which tokens are a method's own follows from the data; as for them, the gradient reaches the first block.
+            net.virtual = None
+            net.wpe.weight.requires_grad_(True)
+        parameters = {p.untyped_storage()._cdata for p in net.parameters()}
+        kept: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                hidden = net(torch.zeros(rows, width, dtype=torch.long)).flatten(0, 1)[:targets]  # (N, d)
+                loss = F.cross_entropy(net.logits(hidden), torch.zeros(len(hidden), dtype=torch.long), reduction="sum")
+            if loss.requires_grad:
+                loss.backward()
+    activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in parameters)
+    return StepCost(int(counter.get_total_flops()), activations)
+
+
+def forward_flops(model: config.Model, method: object, *, tokens: float, targets: float, context: float) -> float:
+    """Floating-point operations of a forward pass over some tokens.
+
+    Args:
+        model: sizes.
+        method: the method's config.
+        tokens: that go through the blocks.
+        targets: of which the output layer sees these.
+        context: tokens that each attends to, on average.
+    """
+    counted = count(model, method)
+    output = model.vocab_size * model.n_embd
+    attention = 2 * context * model.n_embd * model.n_layer  # MACs a token: scores and their weighted sum
+    return 2.0 * (tokens * (counted.macs - output + attention) + targets * output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class LodareproError(Exception):
@@ -25,6 +26,18 @@ class RunFailed(LodareproError):
     """A run or cell could not be completed although its input was good (exit code 1)."""
 
     exit_code = 1
+
+
+class Busy(RunFailed):
+    """Another process is at work on the run; a sweep turns to its other cells first.
+
+    Attributes:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"another process is at work on {folder}; try again when it has ended")
+        self.folder = folder
 
 
 class BadInput(LodareproError):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,13 +20,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from lodarepro import compose, config, provenance, records
+from lodarepro import compose, config, devices, provenance, records
 from lodarepro.cost import count_parameters
 from lodarepro.data import SPLITS, Split, load
 from lodarepro.data.sources import download_url
 from lodarepro.data.tokenise import encode
 from lodarepro.decode.generate import decode
-from lodarepro.errors import BadInput, LodareproError, Stopped
+from lodarepro.errors import BadInput, LodareproError, RunFailed, Stopped
 from lodarepro.methods import attach, finalize, layout, param_groups, restored, save_adapter
 from lodarepro.model import GPT2, weights
 from lodarepro.records import Decoded, Evaluation, Record
@@ -55,124 +54,174 @@ class Outcome:
         folder: of the run.
         record: what it left.
         stopped: exit code (128 + signal) where a signal asked to stop when only the end was left to do.
+        found: it was finished already.
     """
 
     folder: Path
     record: Record
     stopped: int | None
+    found: bool
 
 
-def execute(run: config.Run) -> Outcome:
+def execute(run: config.Run, *, retry: bool = True) -> Outcome:
     """Do one run, or find that it is done; an interrupted one continues where it was.
+
+    A run that fails leaves the reason in its folder.
+
+    Args:
+        run: what to do.
+        retry: try again where it failed before.
 
     Raises:
         BadInput: an input is missing or unfit, or the results can't be written.
-        RunFailed: the training diverged, a scorer failed, or another process holds the run.
+        RunFailed: the training diverged, a scorer failed, something unexpected happened; or it did before.
+        Busy: another process holds the run.
         Stopped: a signal asked to stop; the same call continues.
     """
     with _stop_signals() as signals, records.disk_faults(run.results.root):
         try:
-            folder, record = _execute(run, signals)
+            folder, record, found = _execute(run, signals, retry=retry)
         except LodareproError:
             if signals.number is not None:
                 raise Stopped("stopped; the same command continues", signals.number) from None
             raise
-        return Outcome(folder, record, None if signals.number is None else 128 + signals.number)
+        return Outcome(folder, record, None if signals.number is None else 128 + signals.number, found)
 
 
-def _execute(run: config.Run, signals: _Signals) -> tuple[Path, Record]:
+def _execute(run: config.Run, signals: _Signals, *, retry: bool) -> tuple[Path, Record, bool]:
     base = check_reachable(run)
-    device = _prepared_device(run)
+    _set_threads(run)
+    devices.check(run.runtime.device)
     splits = {name: load(run.dataset, run.data, name) for name in SPLITS}
     checksums = {name: split.source.sha256 for name, split in splits.items()}
     checksums |= {"model": base.sha256, "tokenizer": base.tokenizer_sha256}
     name = compose.run_id(run, checksums)
-    folder = Path(run.results.root).expanduser() / "runs" / name
+    folder = Path(run.results.root).expanduser() / records.RUNS / name
     if (record := records.read(folder)) is not None:
         logger.info("%s is finished already", name)
-        return folder, record
-    model, tokenizer = weights.load(base, run.model), weights.load_tokenizer(base)
+        return folder, record, True
     folder.mkdir(parents=True, exist_ok=True)
     with records.locked(folder):
         if (record := records.read(folder)) is not None:  # finished by another process meanwhile
-            return folder, record
-        logger.info("run %s on %s", name, device)
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        origin = provenance.gather()  # now: the checkout may change while the run goes on
-        origin |= {"device": _describe(device), "threads": torch.get_num_threads()}
-        attach(model, run.method, torch.Generator().manual_seed(derived_seed(run.seed, "init")))
-        model.to(device)
+            return folder, record, True
+        if not retry and (failure := records.read_failure(folder)) is not None:
+            raise RunFailed(f"{fault} (it failed before: runtime.retry=true tries again)" for fault in failure.faults)
+        (folder / records.FAILURE).unlink(missing_ok=True)
+        device_held = devices.taken(run.runtime.device, stop_signal=signals.asked)
+        with _failure_noted(folder, run, signals), device_held as device:
+            record = _done(run, folder, device, base=base, splits=splits, checksums=checksums, signals=signals)
+    return folder, record, False
 
-        encoded = {
-            name: encode(
-                splits[name].examples,
-                tokenizer,
-                run.protocol,
-                cache=Path(run.data.cache),
-                layout=layout(run.method, tokenizer),
-            )
-            for name in ("train", "valid")
-        }
-        progress = train(
-            model,
-            encoded["train"],
-            encoded["valid"],
-            run.train,
-            protocol=run.protocol,
-            seed=run.seed,
-            groups=param_groups(model, run.method),
-            stretch={"code": origin["code"], "device": origin["device"], "torch": origin["packages"]["torch"]},
-            checkpoint_path=folder / CHECKPOINT,
-            checkpoint_minutes=run.runtime.checkpoint_minutes,
-            stop_signal=lambda: signals.number,
+
+@contextmanager
+def _failure_noted(folder: Path, run: config.Run, signals: _Signals) -> Iterator[None]:
+    """Leave the reason in the folder of a run that fails although its input was good and nobody stopped it."""
+    try:
+        yield
+    except Exception as e:
+        failed = isinstance(e, RunFailed) or not isinstance(e, LodareproError | OSError)
+        if failed and signals.number is None:
+            faults = e.faults if isinstance(e, LodareproError) else (unexpected(e),)
+            described = {**provenance.gather(), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+            records.write_failure(folder, records.Failure(folder.name, compose.plain(run), faults, described))
+        raise
+
+
+def unexpected(e: Exception) -> str:
+    """The line about an error that nobody foresaw."""
+    return f"unexpected {type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+
+
+def _done(
+    run: config.Run,
+    folder: Path,
+    device: torch.device,
+    *,
+    base: weights.Checkpoint,
+    splits: Mapping[str, Split],
+    checksums: Mapping[str, str],
+    signals: _Signals,
+) -> Record:
+    """Train, decode and score a run whose folder and device are held."""
+    name = folder.name
+    model, tokenizer = weights.load(base, run.model), weights.load_tokenizer(base)
+    logger.info("run %s on %s", name, device)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    origin = provenance.gather()  # now: the checkout may change while the run goes on
+    origin |= {"device": _describe(device), "threads": torch.get_num_threads()}
+    attach(model, run.method, torch.Generator().manual_seed(derived_seed(run.seed, "init")))
+    model.to(device)
+
+    encoded = {
+        name: encode(
+            splits[name].examples,
+            tokenizer,
+            run.protocol,
+            cache=Path(run.data.cache),
+            layout=layout(run.method, tokenizer),
         )
-        finalize(model, run.method)
-        counted = count_parameters(model)  # of what is kept, which is what the papers print
-        save_adapter(model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256)
-        _write_steps(folder, progress, run.train)
+        for name in ("train", "valid")
+    }
+    progress = train(
+        model,
+        encoded["train"],
+        encoded["valid"],
+        run.train,
+        protocol=run.protocol,
+        seed=run.seed,
+        groups=param_groups(model, run.method),
+        stretch={"code": origin["code"], "device": origin["device"], "torch": origin["packages"]["torch"]},
+        checkpoint_path=folder / CHECKPOINT,
+        checkpoint_minutes=run.runtime.checkpoint_minutes,
+        stop_signal=signals.asked,
+    )
+    finalize(model, run.method)
+    counted = count_parameters(model)  # of what is kept, which is what the papers print
+    save_adapter(model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256)
+    _write_steps(folder, progress, run.train)
 
-        began = time.monotonic()
-        decoded = _decoded(run, model.eval(), tokenizer, splits["test"], signals)
-        decode_seconds = time.monotonic() - began
-        file = f"{records.EVALUATIONS}/last-test.jsonl"
-        records.write_decoded(folder / file, decoded)
-        logger.info("decoded %d contexts in %.0f s", len(decoded), decode_seconds)
+    began = time.monotonic()
+    decoded = _decoded(run, model.eval(), tokenizer, splits["test"], signals)
+    decode_seconds = time.monotonic() - began
+    file = f"{records.EVALUATIONS}/last-test.jsonl"
+    records.write_decoded(folder / file, decoded)
+    logger.info("decoded %d contexts in %.0f s", len(decoded), decode_seconds)
 
-        began = time.monotonic()
-        evaluations = _evaluations(run, decoded, file, val_loss=progress.epochs[-1]["val_loss"])
-        score_seconds = time.monotonic() - began
-        record = Record(
-            id=name,
-            config=compose.plain(run),
-            identity=compose.identity(run, checksums),
-            provenance={
-                **origin,
-                "data": {name: _source(split) for name, split in splits.items()},
-                "base_model": {
-                    "name": run.model.name,
-                    "sha256": base.sha256,
-                    "tokenizer_sha256": base.tokenizer_sha256,
-                    "origin": base.origin,
-                },
-                "started": started,
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    began = time.monotonic()
+    evaluations = _evaluations(run, decoded, file, val_loss=progress.epochs[-1]["val_loss"])
+    score_seconds = time.monotonic() - began
+    record = Record(
+        id=name,
+        config=compose.plain(run),
+        identity=compose.identity(run, checksums),
+        provenance={
+            **origin,
+            "data": {name: _source(split) for name, split in splits.items()},
+            "base_model": {
+                "name": run.model.name,
+                "sha256": base.sha256,
+                "tokenizer_sha256": base.tokenizer_sha256,
+                "origin": base.origin,
             },
-            parameters={"trainable": counted.trainable, "total": counted.total},
-            training={
-                "steps": progress.step,
-                "epochs": progress.epochs,
-                "stretches": progress.stretches,
-                "seconds": {
-                    "train": round(progress.seconds, 1),
-                    "decode": round(decode_seconds, 1),
-                    "score": round(score_seconds, 1),
-                },
+            "started": started,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+        parameters={"trainable": counted.trainable, "total": counted.total},
+        training={
+            "steps": progress.step,
+            "epochs": progress.epochs,
+            "stretches": progress.stretches,
+            "seconds": {
+                "train": round(progress.seconds, 1),
+                "decode": round(decode_seconds, 1),
+                "score": round(score_seconds, 1),
             },
-            evaluations=evaluations,
-        )
-        records.write(folder, record)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-        return folder, record
+        },
+        evaluations=evaluations,
+    )
+    records.write(folder, record)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return record
 
 
 def redecode(folder: Path, overrides: Sequence[str]) -> Record:
@@ -206,12 +255,12 @@ def redecode(folder: Path, overrides: Sequence[str]) -> Record:
                 f"not {known['test']}); give that file's folder with data.root"
             )
         base.check_tokenizer(known["tokenizer"], record.id)
-        device = _prepared_device(run)  # first, as in training: its threads are those of what attaching computes
+        _set_threads(run)
         model, tokenizer = restored(folder / records.ADAPTER, run, base), weights.load_tokenizer(base)
-        model.to(device).eval()
         number = len({e.hypotheses for e in record.evaluations}) + 1
         file = same[0].hypotheses if same else f"{records.EVALUATIONS}/last-test-{number}.jsonl"
-        decoded = _decoded(run, model, tokenizer, test, signals)
+        with devices.taken(run.runtime.device, stop_signal=signals.asked) as device:
+            decoded = _decoded(run, model.to(device).eval(), tokenizer, test, signals)
         added = _evaluations(run, decoded, file, val_loss=record.training["epochs"][-1]["val_loss"])
         records.write_decoded(folder / file, decoded)
         kept = (e for e in record.evaluations if e.hypotheses != file)
@@ -236,7 +285,7 @@ def _decoded(run: config.Run, model: GPT2, tokenizer: Tokenizer, test: Split, si
         protocol=run.protocol,
         batch=run.runtime.decode_batch,
         layout=layout(run.method, tokenizer),
-        stop_signal=lambda: signals.number,
+        stop_signal=signals.asked,
     )
 
 
@@ -291,6 +340,10 @@ def _unreachable(url: str) -> str | None:
 class _Signals:
     number: int | None = None
 
+    def asked(self) -> int | None:
+        """The number of the signal that asked to stop, or None."""
+        return self.number
+
 
 @contextmanager
 def _stop_signals() -> Iterator[_Signals]:
@@ -315,17 +368,9 @@ def _stop_signals() -> Iterator[_Signals]:
             signal.signal(number, handler)
 
 
-def _prepared_device(run: config.Run) -> torch.device:
-    """The device of a run, with torch set to its threads and to sums in a fixed order."""
+def _set_threads(run: config.Run) -> None:
+    """Set torch to a run's threads, which what attaching computes has too."""
     torch.set_num_threads(run.runtime.threads or (1 if run.model.n_embd <= TINY_WIDTH else DEFAULT_THREADS))
-    if run.runtime.device == "cuda" and not torch.cuda.is_available():
-        raise BadInput("runtime.device=cuda: torch sees no CUDA device here; see `lodarepro doctor`")
-    if run.runtime.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    # Equal runs should give equal bits: matrix products ask for this before their first call.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device("cuda")
 
 
 def _describe(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 Layout of a run's folder (results/README.md says what is promised):
 
     record.json              everything below, written last and atomically
+    failure.json             in its place where the run failed: why
     adapter.safetensors      what was trained, with its base model's name and hash
     evaluations/<name>.jsonl one segment a line: context, references, hypothesis, subset, log score
     steps.csv                step, learning rate and loss of every training step
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lodarepro.errors import BadInput, RunFailed
+from lodarepro.errors import BadInput, Busy
 from lodarepro.files import write_atomically
 from lodarepro.scores import Score
 
@@ -27,6 +28,9 @@ SCHEMA = 1
 """Raised when a reader of old records would misread new ones."""
 
 RECORD, ADAPTER, STEPS, EVALUATIONS = "record.json", "adapter.safetensors", "steps.csv", "evaluations"
+RUNS = "runs"
+"""folder below `results.root` that holds one folder a run"""
+FAILURE = "failure.json"
 LOCK = ".lock"
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -143,6 +147,43 @@ def finished(folder: Path) -> Record:
     return record
 
 
+def runs(root: Path) -> list[Path]:
+    """The folders of all runs below a results folder that ended, well or not, in the order of their names."""
+    return sorted({path.parent for path in (root / RUNS).glob("*/*.json") if path.name in (RECORD, FAILURE)})
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run has no record although its input was good.
+
+    Attributes:
+        id: the run id.
+        config: the whole configuration.
+        faults: one line each, as the command printed them.
+        provenance: code, packages, machine, time.
+    """
+
+    id: str
+    config: dict[str, Any]
+    faults: tuple[str, ...]
+    provenance: dict[str, Any]
+
+
+def write_failure(folder: Path, failure: Failure) -> None:
+    """Write a run's `failure.json`."""
+    text = json.dumps(asdict(failure), indent=1, ensure_ascii=False)
+    write_atomically(folder / FAILURE, f"{text}\n".encode())
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """Why the run in a folder failed; None where it did not, or the file can't be read: then it may be tried again."""
+    try:
+        tree = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+        return Failure(**{**tree, "faults": tuple(tree["faults"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _score(tree: dict[str, Any]) -> Score:
     for key in ("segments", "interval"):
         if tree.get(key) is not None:
@@ -157,8 +198,19 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunFailed(f"another process is at work on {folder}; try again when it has ended") from None
+            raise Busy(folder) from None
         yield
+
+
+def held(folder: Path) -> bool:
+    """Whether a process is at work on a run."""
+    try:
+        with locked(folder):
+            return False
+    except Busy:
+        return True
+    except FileNotFoundError:  # no such run yet
+        return False
 
 
 @contextmanager

@@ -27,6 +27,15 @@ def measured(decoded: Sequence[Decoded], suite: str) -> Measurement:
     )
 
 
+def measure_file(folder: Path, record: Record, file: str) -> Measurement:
+    """Measure the hypotheses in a file of a run anew.
+
+    Raises:
+        BadInput: they are missing, corrupt or not all there.
+    """
+    return measured(_decoded(folder, record, file), record.config["dataset"]["suite"])
+
+
 def rescore(folder: Path) -> Record:
     """Derive a finished run's scores again from the hypotheses and references in its folder.
 
@@ -41,7 +50,7 @@ def rescore(folder: Path) -> Record:
     with records.disk_faults(folder), records.locked(folder):
         record = records.finished(folder)
         found = {
-            file: measured(_decoded(folder, record, file), record.config["dataset"]["suite"]).scores()
+            file: measure_file(folder, record, file).scores()
             for file in dict.fromkeys(evaluation.hypotheses for evaluation in record.evaluations)
         }
         evaluations = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["fraction", "percent", "points"]
+Unit = Literal["fraction", "percent", "points", "nats"]
 
 Interval = tuple[float, float]
 """Lower and upper bound."""

@@ -8,6 +8,7 @@ worth of n-grams (NIST).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from lodarepro.errors import BadInput
 from lodarepro.metrics.segments import Figure
 from lodarepro.metrics.suites import ALL, Measurement
-from lodarepro.scores import Comparison, Interval
+from lodarepro.scores import Comparison, Interval, Score
 
 SAMPLES, SEED = 1000, 12345  # sacrebleu's defaults
 LEVEL = 0.95
@@ -73,32 +74,69 @@ def compare(
     Raises:
         BadInput: the two do not belong together, fewer than one resample, or a negative seed.
     """
-    if (a.suite, a.groups, a.signatures, a.references) != (b.suite, b.groups, b.signatures, b.references):
+    return compare_means([a], [b], samples=samples, seed=seed)
+
+
+def compare_means(
+    a: Sequence[Measurement], b: Sequence[Measurement], *, samples: int = SAMPLES, seed: int = SEED
+) -> dict[str, dict[str, Comparison]]:
+    """The test of `compare` between the means of two methods, each trained with one or more seeds.
+
+    Every resample of the segments is the same for all; what it says of the seeds is nothing: they are taken as they
+    are.
+
+    Args:
+        a: the systems of one method, the baseline.
+        b: those of the other.
+        samples: number of resamples.
+        seed: of the drawing.
+
+    Returns:
+        Group to metric key to comparison, whose scores are means.
+
+    Raises:
+        BadInput: as `compare`.
+    """
+    every = [*a, *b]
+    first = every[0]
+    if any(
+        (m.suite, m.groups, m.signatures, m.references)
+        != (first.suite, first.groups, first.signatures, first.references)
+        for m in every
+    ):
         raise BadInput(
             "the two sets of hypotheses were not measured alike (suite, segments, subsets or references differ); "
             "compare them on the same segments"
         )
-    scores_a, scores_b = a.scores(), b.scores()
     found: dict[str, dict[str, Comparison]] = {}
-    for group, figures in a.figures.items():
-        both = [*figures.values(), *(b.figures[group][key] for key in figures)]
-        values_a, values_b = np.split(_resampled(both, samples, seed), 2)
-        ours_a = scores_a.scores if group == ALL else scores_a.subsets[group]
-        ours_b = scores_b.scores if group == ALL else scores_b.subsets[group]
+    for group, figures in first.figures.items():
+        resampled = _resampled([m.figures[group][key] for m in every for key in figures], samples, seed)
+        values = resampled.reshape(len(every), len(figures), -1)  # (systems, metrics, samples)
+        differences = values[len(a) :].mean(axis=0) - values[: len(a)].mean(axis=0)  # (metrics, samples)
+        of_a, of_b = _mean_scores(a, group), _mean_scores(b, group)
         found[group] = {}
-        for key, differences in zip(figures, values_b - values_a, strict=True):
-            difference = ours_b[key].value - ours_a[key].value
-            as_far = np.abs(differences - differences.mean()) >= abs(difference)
+        for key, moved in zip(figures, differences, strict=True):
+            difference = of_b[key].value - of_a[key].value
+            as_far = np.abs(moved - moved.mean()) >= abs(difference)
             found[group][key] = Comparison(
-                a=ours_a[key],
-                b=ours_b[key],
+                a=of_a[key],
+                b=of_b[key],
                 difference=difference,
-                interval=_interval(differences),
+                interval=_interval(moved),
                 p=float((as_far.sum() + 1) / (samples + 1)),
                 samples=samples,
                 seed=seed,
             )
     return found
+
+
+def _mean_scores(systems: Sequence[Measurement], group: str) -> dict[str, Score]:
+    scores = [m.scores() for m in systems]
+    of_group = [s.scores if group == ALL else s.subsets[group] for s in scores]
+    return {
+        key: replace(score, value=sum(of[key].value for of in of_group) / len(systems))
+        for key, score in of_group[0].items()
+    }
 
 
 def _resampled(figures: Sequence[Figure], samples: int, seed: int) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from lodarepro.report.summary import markdown
 from lodarepro.report.units import COLUMNS
 from lodarepro.scores import Comparison, Interval, Score, SuiteScores, Unit
 
-DECIMALS: dict[Unit, int] = {"fraction": 4, "points": 4, "percent": 2}
+DECIMALS: dict[Unit, int] = {"fraction": 4, "points": 4, "nats": 4, "percent": 2}
 """Decimals that the official scorers print."""
 
 TESTED_AT = 0.05  # p-value below which a difference is marked

@@ -72,6 +72,19 @@ def _row(record: Record, evaluation: Evaluation, differing: Sequence[str]) -> li
     ]
 
 
+def duration(seconds: float) -> str:
+    """A time for people: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Rows, the head first, as an aligned Markdown table; columns of numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

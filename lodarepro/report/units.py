@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lodarepro.scores import Score, Unit
@@ -13,7 +14,7 @@ class Column:
 
     Attributes:
         title: head of the column; its arrow tells the direction.
-        unit: `fraction`, `percent` or `points`.
+        unit: `fraction`, `percent`, `points` or `nats`.
         decimals: digits after the point, one more than the papers'.
     """
 
@@ -43,6 +44,43 @@ COLUMNS["webnlg"] = COLUMNS["dart"]
 
 FACTORS: dict[tuple[Unit, Unit], float] = {("fraction", "percent"): 100.0, ("percent", "fraction"): 0.01}
 
+VAL_LOSS = "val_loss"
+"""key of the validation loss among the columns of a table"""
+VAL_LOSS_COLUMN = Column("val loss ↓", "nats", 3)
+
+
+def in_unit(value: float, unit: Unit, wanted: Unit, *, metric: str) -> float:
+    """A value in another unit.
+
+    Raises:
+        ValueError: the units have nothing to do with each other.
+    """
+    if unit == wanted:
+        return value
+    if (unit, wanted) not in FACTORS:
+        raise ValueError(f"{metric}: no conversion from {unit} to {wanted}")
+    return value * FACTORS[unit, wanted]
+
+
+def higher_is_better(suite: str, metric: str) -> bool:
+    """The direction of a column."""
+    column = VAL_LOSS_COLUMN if metric == VAL_LOSS else COLUMNS[suite][metric]
+    return column.title.endswith("↑")
+
+
+def column_in(suite: str, metric: str, unit: Unit) -> Column:
+    """The column of a metric in the unit that a table of a paper has, with as many digits as in its own.
+
+    Raises:
+        ValueError: the metric is not one of the suite, or has nothing to do with the unit.
+    """
+    own = VAL_LOSS_COLUMN if metric == VAL_LOSS else COLUMNS[suite].get(metric)
+    if own is None:
+        known = ", ".join((*COLUMNS[suite], VAL_LOSS))
+        raise ValueError(f"{metric} is no metric of the suite {suite}, which has {known}")
+    factor = in_unit(1.0, own.unit, unit, metric=metric)
+    return Column(own.title, unit, own.decimals - round(math.log10(factor)))
+
 
 def printed(score: Score, column: Column) -> str:
     """A score as its column shows it.
@@ -50,10 +88,4 @@ def printed(score: Score, column: Column) -> str:
     Raises:
         ValueError: the units have nothing to do with each other.
     """
-    if score.unit == column.unit:
-        value = score.value
-    elif (score.unit, column.unit) in FACTORS:
-        value = score.value * FACTORS[score.unit, column.unit]
-    else:
-        raise ValueError(f"{score.metric}: no conversion from {score.unit} to {column.unit}")
-    return f"{value:.{column.decimals}f}"
+    return f"{in_unit(score.value, score.unit, column.unit, metric=score.metric):.{column.decimals}f}"

@@ -1,0 +1,20 @@
+"""Many cells: handed to Hydra's launchers, watched, shared with other processes."""
+
+from lodarepro.launch.job import ended_here, job, started_here
+from lodarepro.launch.progress import shown
+from lodarepro.launch.status import Status, read_statuses
+from lodarepro.launch.sweep import Sweep, SweepFolder, check_launcher, concluded, settle
+
+__all__ = [
+    "Status",
+    "Sweep",
+    "SweepFolder",
+    "check_launcher",
+    "concluded",
+    "ended_here",
+    "job",
+    "read_statuses",
+    "settle",
+    "shown",
+    "started_here",
+]

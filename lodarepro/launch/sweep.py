@@ -1,0 +1,163 @@
+"""Cells handed to Hydra's launcher, and what other processes hold done after them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.experimental.callback import Callback
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lodarepro import compose, records
+from lodarepro.errors import BadInput
+from lodarepro.launch.job import job
+from lodarepro.launch.status import Status, clear_statuses, read_statuses
+
+LOOK_SECONDS = 1.0  # between two looks at runs that other processes hold
+JOBLIB, SUBMITIT = "hydra_plugins.hydra_joblib_launcher", "hydra_plugins.hydra_submitit_launcher"
+PLUGINS = {
+    "joblib": ("parallel", JOBLIB),
+    "parallel": ("parallel", JOBLIB),
+    "slurm": ("slurm", SUBMITIT),
+    "submitit_slurm": ("slurm", SUBMITIT),
+    "submitit_local": ("slurm", SUBMITIT),
+}
+"""launcher to this package's extra that brings it, and its module"""
+
+
+class SweepFolder(Callback):
+    """Tells the process that started a sweep where it is, and clears what an older one left there.
+
+    The folder is known only when Hydra has resolved `hydra.sweep.dir`.
+    """
+
+    latest: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra before the first job."""
+        folder = Path(config.hydra.sweep.dir)
+        clear_statuses(folder)
+        SweepFolder.latest = folder
+
+
+def check_launcher(overrides: Iterable[str]) -> None:
+    """Whether the package of the launcher that the overrides name is installed.
+
+    Raises:
+        BadInput: it is not.
+    """
+    for text in overrides:
+        key, _, name = text.partition("=")
+        if key == "hydra/launcher" and name in PLUGINS:
+            extra, module = PLUGINS[name]
+            if not _installed(module):
+                raise BadInput(f"{text}: its package is not installed; pip install 'lodarepro[{extra}]'")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+class Sweep:
+    """Cells that are handed to one launcher, in one folder.
+
+    Attributes:
+        folder: of the sweep.
+    """
+
+    def __init__(self, overrides: Sequence[str], *, folder: Path | None = None) -> None:
+        """Choose the launcher and the folder.
+
+        Args:
+            overrides: `hydra.*`, and what else the sweep's folder follows from.
+            folder: of a sweep to go on with, whose statuses are kept; None: a new one.
+
+        Raises:
+            BadInput: Hydra can't compose the launcher's configuration.
+        """
+        check_launcher(overrides)
+        place = [] if folder is None else [f"hydra.sweep.dir={quoted(str(folder))}"]
+        try:
+            GlobalHydra.instance().clear()
+            hydra = Hydra.create_main_hydra2(
+                task_name=compose.PRIMARY,
+                config_search_path=create_config_search_path(str(compose.config_folder())),
+            )
+            self._config = hydra.compose_config(
+                config_name=compose.PRIMARY,
+                overrides=[*overrides, *place, "hydra.mode=MULTIRUN"],
+                run_mode=RunMode.MULTIRUN,
+                with_log_configuration=False,
+            )
+            callbacks = Callbacks(self._config)
+            self._context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
+            self.folder = Path(self._config.hydra.sweep.dir)
+            if folder is None:
+                callbacks.on_multirun_start(config=self._config, config_name=compose.PRIMARY)
+        except compose.UNFIT as e:
+            raise compose.fault_of(e) from None
+        self._next = 1 + max((status.number for status in read_statuses(self.folder)), default=-1)
+
+    def launch(self, cells: Sequence[Sequence[str]]) -> None:
+        """Do these cells, as many at a time as the launcher does; each leaves its status.
+
+        Raises:
+            BadInput: the launcher refuses its settings, or the folder can't be written.
+        """
+        with records.disk_faults(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self._config, self.folder / "multirun.yaml")
+        try:
+            launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=self._context, task_function=job, config=self._config
+            )
+            launcher.launch([list(cell) for cell in cells], initial_job_idx=self._next)
+        except compose.UNFIT as e:
+            raise compose.fault_of(e) from None
+        finally:
+            self._next += len(cells)
+
+
+def quoted(text: str) -> str:
+    """A text as one value of an override, whatever is in it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def settle(folder: Path, launch: Callable[[list[tuple[str, ...]]], None]) -> None:
+    """Do again what other processes held in a first pass over a sweep's cells, until nothing is held any more.
+
+    A process that ends well leaves its record, which is found; one that dies frees its run, which continues here from
+    its last checkpoint.
+
+    Args:
+        folder: of the sweep.
+        launch: hands cells to the launcher.
+    """
+    while busy := [status for status in read_statuses(folder) if status.state == "busy"]:
+        free = [s.overrides for s in busy if s.folder is None or not records.held(Path(s.folder))]
+        if free:
+            launch(free)
+        else:
+            time.sleep(LOOK_SECONDS)
+
+
+def concluded(folder: Path) -> list[Status]:
+    """How the cells of a sweep ended, once its launcher has: a worker that died without a word has failed."""
+    fault = "its worker ended without a word (killed, or out of memory?); the same command continues"
+    return [
+        Status(s.overrides, "failed", s.number, (fault,), exit_code=1, started=s.started) if s.state == "running" else s
+        for s in read_statuses(folder)
+    ]
