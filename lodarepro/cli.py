@@ -19,7 +19,7 @@ from lodarepro.errors import BadInput, LodareproError, nearest
 from lodarepro.log import log_to_stderr
 
 if TYPE_CHECKING:
-    from lodarepro import launch, plan
+    from lodarepro import config, launch, plan
     from lodarepro.archive import Archive
     from lodarepro.cost import Count
     from lodarepro.report.aggregate import Counts, FilledTable
@@ -170,15 +170,14 @@ def _run(arguments: list[str]) -> int:
         return _conclude(launch.ended_here, sweep=False)
 
     launch.check_launcher(given.overrides)
+    total = None if _chooses_sweeper(given.overrides) else len(cells)
     folder = partial(getattr, launch.SweepFolder, "latest")
     launch.SweepFolder.latest = None
-    with launch.shown(None if _chooses_sweeper(given.overrides) else len(cells), folder):
-        stopped = _with_lines_for_faults(main_of_hydra(launch.job))
-        if folder() is not None and not stopped:
-            _settle(given.overrides, folder())
-    if folder() is None:
-        return stopped
-    return _conclude(launch.concluded(folder()), sweep=True)
+    with launch.shown(total, folder):
+        ended = _with_lines_for_faults(main_of_hydra(launch.job))
+        if folder() is not None and not ended:
+            ended = _with_lines_for_faults(partial(_settle, given.overrides, folder()))
+    return ended if folder() is None else max(ended, _conclude(launch.concluded(folder()), sweep=True, total=total))
 
 
 def _chooses_sweeper(overrides: Sequence[str]) -> bool:
@@ -192,12 +191,20 @@ def _with_lines_for_faults(work: Callable[[], Any]) -> int:
 
     try:
         work()
+    except LodareproError:
+        raise
     except compose.UNFIT as e:
         raise compose.fault_of(e) from None
     except SystemExit as e:  # Hydra's own, after its help, or a job's that was told to stop with all after it
         return int(e.code or 0)
     except OSError as e:
         raise BadInput(f"{e.filename}: can't be written ({e.strerror}); give results.root=FOLDER") from None
+    except Exception as e:  # of a launcher whose workers or jobs went away; each cell's status says how far it came
+        said = (str(e).splitlines() or [""])[0]
+        print(
+            f"lodarepro: the launcher gave up ({type(e).__name__}: {said}); the same command goes on", file=sys.stderr
+        )
+        return 1
     return 0
 
 
@@ -227,7 +234,7 @@ def _own(given: argparse.Namespace) -> Any:
     return None if given.method_file is None else compose.own_method(given.method_file)
 
 
-def _conclude(statuses: Sequence[launch.Status], *, sweep: bool) -> int:
+def _conclude(statuses: Sequence[launch.Status], *, sweep: bool, total: int | None = None) -> int:
     from lodarepro import records
     from lodarepro.report.summary import summary
 
@@ -238,15 +245,23 @@ def _conclude(statuses: Sequence[launch.Status], *, sweep: bool) -> int:
         print(summary(done))
         print(f"\nrecords: {', '.join(dict.fromkeys(str(folder.parent) for folder in folders))}")
     if sweep:
-        print(f"{len(done)} of {len(statuses)} cells finished")
+        print(f"{len(done)} of {len(statuses) if total is None else total} cells finished")
     return _exit_code(statuses, nothing=1)
 
 
 def _tell_faults(statuses: Sequence[launch.Status], *, sweep: bool) -> None:
-    for status in statuses:
-        cell = " ".join(status.overrides) + ": " if sweep else ""
+    """The faults of all cells, each once with the cells that have it."""
+    from lodarepro.launch import own_texts
+
+    cells: dict[str, list[str]] = {}
+    for status, cell in zip(statuses, own_texts(statuses), strict=True):
         for fault in status.faults:
-            print(f"lodarepro: {cell}{fault}", file=sys.stderr)
+            cells.setdefault(fault, []).append(cell)
+    for fault, found in cells.items():
+        where = "; ".join(filter(None, found))
+        if len(found) > 1:
+            where = f"{len(found)} cells ({where})"
+        print(f"lodarepro: {where + ': ' if sweep and where else ''}{fault}", file=sys.stderr)
 
 
 def _exit_code(statuses: Sequence[launch.Status], *, nothing: int) -> int:
@@ -389,22 +404,42 @@ def _run_table(table: Table, places: Sequence[str]) -> int:
     archive = Archive(_results_root(table))
     missing = [(row, run) for row in table.rows for run in row.cells(table.seeds) if not archive.find(run)]
     if not missing:
+        logger.info("%s: no cell is missing", table.name)
         return 0
     hydras = [text for text in places if text.startswith("hydra")]
     local = [text for text in places if text not in hydras]
-    launch.check_launcher(hydras)
+    elsewhere = launch.check_launcher(hydras)
+    _check_reachable([run for _, run in missing])
     if planned := [cell for cell in _asked(table, archive) if cell.todo]:
-        print(plan.report(plan.plan(planned)), end="\n\n", flush=True)
+        print(plan.report(plan.plan(planned, measure=not elsewhere)), end="\n\n", flush=True)
     launch.started_here()
     sweep = launch.Sweep([*hydras, *(text for text in local if text.startswith("results."))])
     cells = [(*row.overrides, *local, f"seed={run.seed}") for row, run in missing]
     with launch.shown(len(cells), lambda: sweep.folder):
-        stopped = _with_lines_for_faults(lambda: sweep.launch(cells))
-        if not stopped:
-            launch.settle(sweep.folder, sweep.launch)
+        ended = _with_lines_for_faults(lambda: sweep.launch(cells))
+        if not ended:
+            ended = _with_lines_for_faults(lambda: launch.settle(sweep.folder, sweep.launch))
     statuses = launch.concluded(sweep.folder)
     _tell_faults(statuses, sweep=True)
-    return stopped or _exit_code(statuses, nothing=0)
+    return max(ended, _exit_code(statuses, nothing=0))
+
+
+def _check_reachable(runs: Sequence[config.Run]) -> None:
+    """Find or fetch weights and say what is out of reach, once for each model and dataset rather than for each cell."""
+    from lodarepro import pipeline
+
+    checked, faults = set(), []
+    for run in runs:
+        key = repr((run.model, run.dataset, run.data))
+        if key in checked:
+            continue
+        checked.add(key)
+        try:
+            pipeline.check_reachable(run)
+        except BadInput as e:
+            faults += [fault for fault in e.faults if fault not in faults]
+    if faults:
+        raise BadInput(faults)
 
 
 def _asked(table: Table, archive: Archive) -> list[plan.Asked]:

@@ -72,8 +72,10 @@ def register_schemas(own: OwnMethod | None = None) -> None:
     Args:
         own: a method of the user's, which becomes an option of the group `method`.
     """
-    # For the help page; Hydra's own list would show the schemas as choices.
-    OmegaConf.register_new_resolver("choices", lambda: _listed(groups(own=own)), replace=True)
+    # For the help page; Hydra's own list would show the schemas as choices. The text alone, as resolvers travel to
+    # workers, which have not imported a method of the user's by then.
+    listed = _listed(groups(own=own))
+    OmegaConf.register_new_resolver("choices", lambda: listed, replace=True)
     store = ConfigStore.instance()
     store.repo.pop("method", None)  # what an earlier command of this process brought
     if own is not None:

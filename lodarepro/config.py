@@ -8,6 +8,7 @@ that composing and checking hundreds of cells stays cheap.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -212,7 +213,7 @@ class Results:
 class Runtime:
     """How this machine does the work; not part of a run's identity."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: str = "auto"
     """auto: a CUDA device that no other run holds, else the CPU; cuda: the same, but never the CPU; cpu; cuda:N"""
     threads: Positive | None = None
     """CPU threads of torch; None: one for a tiny model (d <= 256), else torch's choice"""
@@ -222,6 +223,11 @@ class Runtime:
     """minutes between checkpoints within an epoch (the first whole update from its end on has one)"""
     retry: bool = False
     """in a sweep or table, try cells again that failed before; a single run always does"""
+
+    def __post_init__(self) -> None:
+        """Refuse what names no device."""
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device={self.device}: give auto, cpu, cuda or cuda:N")
 
 
 Target = Literal["q", "k", "v", "o", "up", "down"]

@@ -113,12 +113,7 @@ def training_step(model: config.Model, method: object, *, rows: int, width: int,
         targets: tokens that carry loss, of which alone the output layer sees anything.
     """
     with torch.device("meta"):
-        net = GPT2(sizes_of(model))
-        attach(net, method, torch.Generator())
-        if net.virtual is not None:
-            # Which tokens are a method's own follows from the data; as for them, the gradient reaches the first block.
-            net.virtual = None
-            net.wpe.weight.requires_grad_(True)
+        net = _without_content(model, method)
         parameters = {p.untyped_storage()._cdata for p in net.parameters()}
         kept: dict[int, Tensor] = {}
 
@@ -137,7 +132,7 @@ def training_step(model: config.Model, method: object, *, rows: int, width: int,
 
 
 def forward_flops(model: config.Model, method: object, *, tokens: float, targets: float, context: float) -> float:
-    """Floating-point operations of a forward pass over some tokens.
+    """Floating-point operations of a forward pass over some tokens, as they are executed.
 
     Args:
         model: sizes.
@@ -146,7 +141,20 @@ def forward_flops(model: config.Model, method: object, *, tokens: float, targets
         targets: of which the output layer sees these.
         context: tokens that each attends to, on average.
     """
-    counted = count(model, method)
-    output = model.vocab_size * model.n_embd
-    attention = 2 * context * model.n_embd * model.n_layer  # MACs a token: scores and their weighted sum
-    return 2.0 * (tokens * (counted.macs - output + attention) + targets * output)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # One token: what it attends to is reckoned apart.
+        _without_content(model, method)(torch.zeros(1, 1, dtype=torch.long))
+    attention = 4.0 * context * model.n_embd * model.n_layer  # scores and their weighted sum
+    output = 2.0 * model.vocab_size * model.n_embd
+    return tokens * (counter.get_total_flops() + attention) + targets * output
+
+
+def _without_content(model: config.Model, method: object) -> GPT2:
+    """A model with its method attached, on the device `meta`."""
+    net = GPT2(sizes_of(model))
+    attach(net, method, torch.Generator())
+    if net.virtual is not None:
+        # Which tokens are a method's own follows from the data; as for them, the gradient reaches the first block.
+        net.virtual = None
+        net.wpe.weight.requires_grad_(True)
+    return net

@@ -13,11 +13,21 @@ from pathlib import Path
 
 import torch
 
+from lodarepro import config
 from lodarepro.errors import BadInput, Stopped
 
 logger = logging.getLogger(__name__)
 
+# Up to this width d a CPU run takes one thread: on a busy machine two were 20 times slower, as the
+# operations of a model of a million parameters are shorter than the threads' waiting for each other.
+TINY_WIDTH = 256
+DEFAULT_THREADS = torch.get_num_threads()
 WAIT_SECONDS = 2.0  # between two looks whether a device is free
+
+
+def set_threads(run: config.Run) -> None:
+    """Set torch to a run's threads, which what attaching computes has too."""
+    torch.set_num_threads(run.runtime.threads or (1 if run.model.n_embd <= TINY_WIDTH else DEFAULT_THREADS))
 
 
 def check(wanted: str) -> None:

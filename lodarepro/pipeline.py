@@ -39,10 +39,6 @@ from lodarepro.train.optim import learning_rate
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
-# Up to this width d a CPU run takes one thread: on a busy machine two were 20 times slower, as the
-# operations of a model of a million parameters are shorter than the threads' waiting for each other.
-TINY_WIDTH = 256
-DEFAULT_THREADS = torch.get_num_threads()
 REACH_SECONDS = 5  # longest wait for a server before a run is said to be impossible
 
 
@@ -90,7 +86,7 @@ def execute(run: config.Run, *, retry: bool = True) -> Outcome:
 
 def _execute(run: config.Run, signals: _Signals, *, retry: bool) -> tuple[Path, Record, bool]:
     base = check_reachable(run)
-    _set_threads(run)
+    devices.set_threads(run)
     devices.check(run.runtime.device)
     splits = {name: load(run.dataset, run.data, name) for name in SPLITS}
     checksums = {name: split.source.sha256 for name, split in splits.items()}
@@ -255,7 +251,7 @@ def redecode(folder: Path, overrides: Sequence[str]) -> Record:
                 f"not {known['test']}); give that file's folder with data.root"
             )
         base.check_tokenizer(known["tokenizer"], record.id)
-        _set_threads(run)
+        devices.set_threads(run)
         model, tokenizer = restored(folder / records.ADAPTER, run, base), weights.load_tokenizer(base)
         number = len({e.hypotheses for e in record.evaluations}) + 1
         file = same[0].hypotheses if same else f"{records.EVALUATIONS}/last-test-{number}.jsonl"
@@ -366,11 +362,6 @@ def _stop_signals() -> Iterator[_Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _set_threads(run: config.Run) -> None:
-    """Set torch to a run's threads, which what attaching computes has too."""
-    torch.set_num_threads(run.runtime.threads or (1 if run.model.n_embd <= TINY_WIDTH else DEFAULT_THREADS))
 
 
 def _describe(device: torch.device) -> str:

@@ -269,6 +269,7 @@ def measured(run: config.Run, known: Sizes) -> Rate:
     Raises:
         BadInput: the device is not there.
     """
+    devices.set_threads(run)
     with devices.taken(run.runtime.device) as device:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
         logger.info("measuring the throughput of %s with %s on %s", run.model.name, run.method.name, name)
@@ -360,7 +361,7 @@ class Planned:
     Attributes:
         asked: what was asked for.
         estimate: of one run.
-        rate: of the machine at its model; None: nothing is left to do there.
+        rate: of the machine at its model; None: nothing is left to do there, or it was not to be measured.
     """
 
     asked: Asked
@@ -378,7 +379,9 @@ class Planned:
         return self.rate is None or self.rate.memory is None or self.estimate.memory < self.rate.memory
 
 
-def plan(asked: Sequence[Asked], *, gpu: str | None = None, utilisation: float = UTILISATION) -> list[Planned]:
+def plan(
+    asked: Sequence[Asked], *, gpu: str | None = None, utilisation: float = UTILISATION, measure: bool = True
+) -> list[Planned]:
     """The cost of cells.
 
     Args:
@@ -386,10 +389,13 @@ def plan(asked: Sequence[Asked], *, gpu: str | None = None, utilisation: float =
         gpu: a name among `GPUS`; None: the rate is measured on this machine, once for each model and precision that
             something is left to do with.
         utilisation: the share of that GPU's peak that is reckoned with.
+        measure: False, where the cells run on other machines: without a GPU's name there are no times then.
 
     Raises:
         BadInput: as `sizes`, `stated` and `measured`.
     """
+    if gpu is not None:
+        stated(gpu, utilisation, "fp32")  # before what takes seconds
     bases: dict[str, weights.Checkpoint | None] = {}
     known: dict[str, Sizes] = {}
     sized = []
@@ -410,7 +416,7 @@ def plan(asked: Sequence[Asked], *, gpu: str | None = None, utilisation: float =
     )
     for i in tried:
         run = asked[i].run
-        if _machine(run) not in rates:
+        if (gpu or measure) and _machine(run) not in rates:
             rates[_machine(run)] = (
                 measured(run, sized[i]) if gpu is None else stated(gpu, utilisation, run.train.precision)
             )
@@ -436,12 +442,14 @@ def report(planned: Sequence[Planned]) -> str:
                 f"{found.train_flops + found.decode_flops:.1e}",
                 f"{found.memory / 2**30:.1f} GiB" + ("" if cell.fits else " (!)"),
                 duration(each) if cell.rate else "",
-                duration(cell.seconds) if cell.asked.todo else "",
+                duration(cell.seconds) if cell.rate and cell.asked.todo else "",
             ]
         )
     todo = sum(cell.asked.todo for cell in planned)
     done = sum(cell.asked.done for cell in planned)
-    lines = [f"{todo} runs left, {done} done; about {duration(sum(cell.seconds for cell in planned))} on one device."]
+    timed = all(cell.rate for cell in planned if cell.asked.todo)
+    about = f"about {duration(sum(cell.seconds for cell in planned))} on one device"
+    lines = [f"{todo} runs left, {done} done; {about if timed else 'time: lodarepro plan NAME --gpu GPU'}."]
     lines += sorted({f"Rate {cell.rate.source}." for cell in planned if cell.rate})
     if not all(cell.estimate.counted for cell in planned):
         lines.append("Data that are not here are reckoned by their pinned sizes, in tokens of GPT-2.")

@@ -92,11 +92,16 @@ def test_nothing_else_lies_in_the_folder():
     assert odd == []
 
 
-@pytest.mark.parametrize(("group", "name"), OPTIONS)
+@pytest.mark.parametrize(("group", "name"), [option for option in OPTIONS if option[0] != compose.SWEEP])
 def test_every_option_composes_alone(group: str, name: str):
     (cell,) = compose.cells([f"{group}={name}"])
     if group in CELL:
         assert getattr(cell.run, group).name == name
+
+
+@pytest.mark.parametrize("name", GROUPS[compose.SWEEP])
+def test_every_sweep_composes(name: str):
+    assert len(compose.cells([f"sweep={name}"], multirun=True)) > 1
 
 
 def test_every_method_has_a_config_a_file_and_code():

@@ -2,7 +2,7 @@
 
 from lodarepro.launch.job import ended_here, job, started_here
 from lodarepro.launch.progress import shown
-from lodarepro.launch.status import Status, read_statuses
+from lodarepro.launch.status import Status, own_texts, read_statuses
 from lodarepro.launch.sweep import Sweep, SweepFolder, check_launcher, concluded, settle
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "concluded",
     "ended_here",
     "job",
+    "own_texts",
     "read_statuses",
     "settle",
     "shown",

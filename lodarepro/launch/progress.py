@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lodarepro.launch.status import State, Status, read_statuses
+from lodarepro.launch.status import State, Status, own_texts, read_statuses
 from lodarepro.log import log_to_stderr
 from lodarepro.report.summary import duration
 
@@ -109,22 +109,20 @@ def left(found: Sequence[Status], total: int | None, *, now: float) -> str:
     return f"; about {duration(seconds)} left"
 
 
-def live_table(found: Sequence[Status], total: int | None, *, now: float) -> Table:
+def live_table(found: Sequence[Status], total: int | None, *, now: float) -> Group:
     """The cells at work, then those that ended last, below a line for all."""
-    table = Table(title=counted(found, total) + left(found, total, now=now), title_justify="left", box=None)
+    table = Table(box=None, expand=True)
     table.add_column("cell", overflow="ellipsis", no_wrap=True, ratio=1)
     table.add_column("state", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
-    running = [s for s in found if s.state == "running"]
-    others = sorted((s for s in found if s.state != "running"), key=lambda s: s.started + s.seconds, reverse=True)
-    common = set.intersection(*(set(s.overrides) for s in found)) if len(found) > 1 else set()
-    for status in [*running, *others][:ROWS]:
+    rows = list(zip(found, own_texts(found), strict=True))
+    rows.sort(key=lambda row: (row[0].state != "running", -row[0].started - row[0].seconds))
+    for status, cell in rows[:ROWS]:
         seconds = now - status.started if status.state == "running" else status.seconds
-        own = " ".join(text for text in status.overrides if text not in common)
         why = f": {status.faults[0]}" if status.state == "failed" and status.faults else ""
         table.add_row(
-            Text(own or " ".join(status.overrides)),
+            Text(cell or " ".join(status.overrides)),
             Text(SIGNS[status.state] + why, style=STYLES[status.state]),
             duration(seconds),
         )
-    return table
+    return Group(Text(counted(found, total) + left(found, total, now=now)), table)

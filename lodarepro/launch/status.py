@@ -6,6 +6,7 @@ The process that started the sweep reads nothing else, so that Hydra's own launc
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -63,3 +64,9 @@ def clear_statuses(sweep: Path) -> None:
     """Remove what an older sweep left in this folder."""
     for stale in sweep.rglob(FILE):
         stale.unlink()
+
+
+def own_texts(statuses: Sequence[Status]) -> list[str]:
+    """What tells each cell from the others: its overrides but for those that all have; of one cell all."""
+    common = set.intersection(*(set(s.overrides) for s in statuses)) if len(statuses) > 1 else set()
+    return [" ".join(text for text in s.overrides if text not in common) for s in statuses]

@@ -49,18 +49,21 @@ class SweepFolder(Callback):
         SweepFolder.latest = folder
 
 
-def check_launcher(overrides: Iterable[str]) -> None:
-    """Whether the package of the launcher that the overrides name is installed.
+def check_launcher(overrides: Iterable[str]) -> bool:
+    """Whether the launcher that the overrides name takes cells to other machines.
 
     Raises:
-        BadInput: it is not.
+        BadInput: its package is not installed.
     """
+    elsewhere = False
     for text in overrides:
         key, _, name = text.partition("=")
         if key == "hydra/launcher" and name in PLUGINS:
             extra, module = PLUGINS[name]
             if not _installed(module):
                 raise BadInput(f"{text}: its package is not installed; pip install 'lodarepro[{extra}]'")
+            elsewhere = name in ("slurm", "submitit_slurm")
+    return elsewhere
 
 
 def _installed(module: str) -> bool:

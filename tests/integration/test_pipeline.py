@@ -8,53 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lodarepro import records
 from lodarepro.cli import main
 
-SETTINGS = [
-    "method=lora",
-    "method.rank=2",
-    "train.epochs=4",
-    "train.warmup_steps=2",
-    "decode.max_new_tokens=12",
-    "dataset=mini",
-    "dataset.limit.train=160",
-    "dataset.limit.valid=12",
-    "dataset.limit.test=6",
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or fills the user's caches, or reaches beyond this machine."""
-    folder = tmp_path_factory.mktemp("caches")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LODAREPRO_CACHE", str(folder / "cache"))
-        patch.setenv("HF_HOME", str(folder / "hub"))
-        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        yield
-
 
 @pytest.fixture(scope="module")
-def settings(tiny_model: Path) -> list[str]:
-    """Overrides of a run that takes seconds (scoring aside), but for `results.root`."""
-    sizes = json.loads((tiny_model / "config.json").read_text())
-    return [
-        "model=gpt2-nano",
-        f"model.path={tiny_model}",
-        *(f"model.{key}={sizes[key]}" for key in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")),
-        *SETTINGS,
-    ]
-
-
-@pytest.fixture(scope="module")
-def finished(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(settings: list[str], caches: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of one finished run, which no test may change, and what the command printed."""
     root = tmp_path_factory.mktemp("finished") / "results"
     done = subprocess.run(
@@ -75,24 +38,8 @@ def copied(finished: tuple[Path, str], tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "results" / "runs" / folder.name))
 
 
-@pytest.fixture
-def cell(settings: list[str], tmp_path: Path) -> list[str]:
-    """The finished run's overrides, with results of this test's own."""
-    return [*settings, f"results.root={tmp_path / 'results'}"]
-
-
 def run_folders(root: Path) -> list[Path]:
     return sorted((root / "results" / "runs").iterdir())
-
-
-def command(*arguments: str, **changes: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lodarepro.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **changes,
-    )
 
 
 def digest(path: Path) -> str:
@@ -145,7 +92,7 @@ def test_a_finished_run_is_not_repeated(cell, copied, finished, capsys):
     assert (copied / "record.json").stat().st_mtime_ns == before
 
 
-def test_a_killed_run_continues_to_the_same_bits(cell, tmp_path, finished):
+def test_a_killed_run_continues_to_the_same_bits(cell, tmp_path, finished, command):
     whole, _ = finished
     killed = command("run", *cell, "runtime.checkpoint_minutes=0.0001")
     folder = tmp_path / "results" / "runs" / whole.name
@@ -173,7 +120,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
         time.sleep(0.01)
 
 
-def test_a_stopped_run_says_so_and_nobody_else_works_on_it(cell, tmp_path, capsys):
+def test_a_stopped_run_says_so_and_nobody_else_works_on_it(cell, tmp_path, capsys, command):
     long = [*cell, "train.epochs=400"]
     process = command("run", *long, "runtime.checkpoint_minutes=0.0001")
     while not list((tmp_path / "results" / "runs").glob("*/checkpoint.safetensors")):
@@ -271,7 +218,7 @@ def test_results_that_cannot_be_written(cell, tmp_path, capsys):
     assert "results.root=FOLDER" in line
 
 
-def test_a_full_disk_leaves_nothing_half_written(cell, tmp_path):
+def test_a_full_disk_leaves_nothing_half_written(cell, tmp_path, command):
     """A limit on file size is the nearest thing to a full disk that needs no privilege."""
 
     def limit() -> None:

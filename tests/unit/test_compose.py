@@ -121,12 +121,12 @@ def test_end_tokens_are_two_newlines_not_a_backslash():
         (
             "methd=lora",
             "methd=lora: no such key or choice; did you mean 'method'? "
-            "(valid: data, dataset, decode, method, model, protocol, results, runtime, seed, train)",
+            "(valid: data, dataset, decode, method, model, protocol, results, runtime, seed, sweep, train)",
         ),
         (
             "=3",
             "=3: no such key or choice "
-            "(valid: data, dataset, decode, method, model, protocol, results, runtime, seed, train)",
+            "(valid: data, dataset, decode, method, model, protocol, results, runtime, seed, sweep, train)",
         ),
         ("method.rnk=8", f"method.rnk=8: no such key 'rnk' in 'method'; did you mean 'rank'? (valid: {KEYS_OF_LORA})"),
         (
@@ -191,7 +191,7 @@ VALUES = [
     ("train.betas=[0.9,1]", "train.betas[1]=1: input should be less than 1"),
     ("train.warmup_steps=-1", "train.warmup_steps=-1: input should be greater than or equal to 0"),
     ("train.precision=fp16", "train.precision=fp16: input should be 'fp32' or 'bf16'"),
-    ("runtime.device=gpu", "runtime.device=gpu: input should be 'auto', 'cpu' or 'cuda'"),
+    ("runtime.device=gpu", "runtime.device=gpu: give auto, cpu, cuda or cuda:N"),
     ("dataset.limit.test=0", "dataset.limit.test=0: input should be greater than 0"),
     ("method.targets=[z]", "method.targets[0]=z: input should be 'q', 'k', 'v', 'o', 'up' or 'down'"),
 ]

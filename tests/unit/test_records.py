@@ -5,6 +5,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from typing import Any
 import pytest
 
 from lodarepro import records
-from lodarepro.errors import BadInput
-from lodarepro.records import Decoded, Evaluation, Record
+from lodarepro.errors import BadInput, Busy
+from lodarepro.records import Decoded, Evaluation, Failure, Record
 from lodarepro.scores import Score
 
 BLEU = Score("bleu", 0.123456789012345, "fraction", True, "metric:bleu|version:1")
@@ -233,3 +235,129 @@ def test_steps(tmp_path: Path):
 def test_steps_and_losses_are_as_many(tmp_path: Path):
     with pytest.raises(ValueError, match="shorter"):
         records.write_steps(tmp_path / "steps.csv", [0.1, 0.2], [1.0])
+
+
+# failure.json -----------------------------------------------------------------------------------
+
+FAILED = Failure(
+    id="mini_gpt2-nano_lora-r4_lora_s1_0123456789ab",
+    config={"seed": 1, "model": {"path": None}, "end": ["<|endoftext|>", "\n\n"]},
+    faults=("the loss is not a number at step 3", "Ø \u2028"),
+    provenance={"argv": ["run"], "torch": "2"},
+)
+
+
+def test_a_failure_survives(tmp_path: Path):
+    records.write_failure(tmp_path, FAILED)
+    assert records.read_failure(tmp_path) == FAILED
+    assert [p.name for p in tmp_path.iterdir()] == ["failure.json"]
+    assert records.read(tmp_path) is None
+
+
+def test_no_failure(tmp_path: Path):
+    assert records.read_failure(tmp_path) is None
+    assert records.read_failure(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "3", '"faults"', "{}", '{"id": "x"}', '{"faults": 3}', '{"faults": ["x"]}', "\xff"],
+)
+def test_a_damaged_failure_is_none_so_that_the_run_is_tried_again(tmp_path: Path, content: str):
+    (tmp_path / "failure.json").write_bytes(content.encode("latin-1"))
+    assert records.read_failure(tmp_path) is None
+
+
+def test_a_failure_of_another_version_is_none(tmp_path: Path):
+    tree = {**asdict(FAILED), "unlike": 1}
+    (tmp_path / "failure.json").write_text(json.dumps(tree), encoding="utf-8")
+    assert records.read_failure(tmp_path) is None
+
+
+def test_a_failed_write_keeps_the_old_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    records.write_failure(tmp_path, FAILED)
+    monkeypatch.setattr(os, "fsync", fails(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space"):
+        records.write_failure(tmp_path, replace(FAILED, id="new"))
+    assert records.read_failure(tmp_path) == FAILED
+
+
+# the runs of a results folder -------------------------------------------------------------------
+
+
+def test_runs_are_the_folders_that_ended_in_the_order_of_their_names(tmp_path: Path):
+    for name in ("c", "a", "b", "both", "unfinished"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    for name in ("c", "a", "both"):
+        records.write(tmp_path / "runs" / name, RECORD)
+    for name in ("b", "both"):
+        records.write_failure(tmp_path / "runs" / name, FAILED)
+    (tmp_path / "runs" / "unfinished" / "other.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "runs" / "unfinished" / "record.json.partial").write_text("{", encoding="utf-8")
+    (tmp_path / "runs" / "unfinished" / "evaluations").mkdir()
+    (tmp_path / "runs" / "unfinished" / "evaluations" / "record.json").write_text("{}", encoding="utf-8")
+    records.write(tmp_path, RECORD)
+    assert records.runs(tmp_path) == [tmp_path / "runs" / name for name in ("a", "b", "both", "c")]
+
+
+def test_a_damaged_record_is_a_run_still(tmp_path: Path):
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text("{", encoding="utf-8")
+    assert records.runs(tmp_path) == [folder]
+
+
+def test_no_runs(tmp_path: Path):
+    assert records.runs(tmp_path / "none") == records.runs(tmp_path) == []
+
+
+# who is at work ---------------------------------------------------------------------------------
+
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "a") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["ended", "killed"])
+def test_a_run_is_held_as_long_as_a_process_is_at_work_on_it(tmp_path: Path, killed: bool):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / ".lock")]
+    assert not records.held(tmp_path)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert records.held(tmp_path)
+        assert records.held(tmp_path)  # asking changes nothing
+        with pytest.raises(Busy) as e, records.locked(tmp_path):
+            pytest.fail("another process holds it")
+        if killed:
+            process.kill()
+        process.communicate()
+    assert not records.held(tmp_path)
+    assert e.value.folder == tmp_path
+    assert e.value.faults == (f"another process is at work on {tmp_path}; try again when it has ended",)
+    assert e.value.exit_code == 1
+
+
+def test_a_run_is_held_by_another_handle_of_the_same_process(tmp_path: Path):
+    with records.locked(tmp_path):
+        assert records.held(tmp_path)
+    assert not records.held(tmp_path)
+    with pytest.raises(RuntimeError), records.locked(tmp_path):
+        raise RuntimeError
+    assert not records.held(tmp_path)
+
+
+def test_what_is_held_says_nothing_of_other_runs(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with records.locked(tmp_path / "a"):
+        assert (records.held(tmp_path / "a"), records.held(tmp_path / "b")) == (True, False)
+
+
+def test_a_run_that_has_not_begun_is_not_held_and_not_made(tmp_path: Path):
+    assert not records.held(tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import pytest
 
 from lodarepro.errors import BadInput
 from lodarepro.metrics import SUITES, Measurement, bootstrap, compare, intervals, measure, suites
+from lodarepro.metrics.bootstrap import compare_means
 from lodarepro.metrics.segments import Figure, Group, Segments, mean_figures
 from lodarepro.scores import Comparison
 
@@ -230,3 +231,86 @@ def test_a_drawing_that_can_not_be(options: dict[str, int], message: str):
     for call in (lambda: intervals(measured([1]), **options), lambda: compared([1], [2], **options)):
         with pytest.raises(BadInput, match=f"^{re.escape(message)}$"):
             call()
+
+
+# means of several systems -----------------------------------------------------------------------
+
+
+def test_one_system_of_each_method_is_the_comparison_of_two():
+    labels = ["seen" if i % 3 else "unseen" for i in range(40)]
+    a, b = (measured(normal(40, seed), 5 + normal(40, seed=9), subsets=labels) for seed in (0, 1))
+    assert compare_means([a], [b], samples=250, seed=3) == compare(a, b, samples=250, seed=3)
+
+
+def test_scores_are_the_arithmetic_means_of_the_systems():
+    a = [measured([1, 2, 3]), measured([4, 5, 9])]  # means 2 and 6
+    b = [measured([0, 0, 3]), measured([3, 3, 3]), measured([9, 10, 11])]  # means 1, 3 and 10
+    found = compare_means(a, b, samples=50)["all"]
+    assert (found["mean"].a.value, found["mean"].b.value) == pytest.approx((4, 14 / 3), rel=1e-12)
+    assert (found["tenfold"].a.value, found["tenfold"].b.value) == pytest.approx((40, 140 / 3), rel=1e-12)
+    assert found["mean"].difference == pytest.approx(14 / 3 - 4, rel=1e-12)
+    assert (found["mean"].samples, found["mean"].seed) == (50, bootstrap.SEED)
+    assert found["mean"].a.signature == a[0].scores().scores["mean"].signature
+    assert not found["tenfold"].a.higher_is_better
+
+
+def test_the_mean_of_systems_is_as_a_system_of_mean_values():
+    """For a metric that is a mean over segments both are the same, whatever the resample."""
+    a, b = [normal(60, seed) for seed in range(3)], [0.3 + normal(60, seed) for seed in range(3, 5)]
+    several = compare_means([measured(v) for v in a], [measured(v) for v in b], samples=300)["all"]["mean"]
+    one = compared(np.mean(a, axis=0), np.mean(b, axis=0), samples=300)
+    assert (several.p, several.samples) == (one.p, one.samples)
+    assert several.difference == pytest.approx(one.difference, rel=1e-9)
+    assert several.interval == pytest.approx(one.interval, rel=1e-9)
+
+
+def test_a_mean_of_ratios_is_not_the_ratio_of_the_means_sums():
+    """Each system's figure is taken first, then their mean."""
+    references = [1.0, 2.0, 5.0]
+    a = [measured([1, 2, 5], references), measured([2, 4, 10], references)]  # ratios 1 and 2
+    b = [measured([8, 0, 0], references)]
+    found = compare_means(a, b, samples=20)["all"]["ratio"]
+    assert (found.a.value, found.b.value) == pytest.approx((1.5, 1))
+
+
+def test_two_equal_methods_do_not_differ():
+    systems = [measured(normal(30, seed)) for seed in range(3)]
+    found = compare_means(systems, systems, samples=99)["all"]["mean"]
+    assert (found.difference, found.interval, found.p) == (0, (0, 0), 1)
+
+
+def test_the_order_of_the_seeds_does_not_matter():
+    a, b = (
+        [measured(shift + normal(30, seed)) for seed in seeds] for shift, seeds in ((0, range(3)), (0.2, range(3, 6)))
+    )
+    found = compare_means(a, b, samples=300)["all"]["mean"]
+    turned = compare_means(a[::-1], [b[1], b[2], b[0]], samples=300)["all"]["mean"]
+    assert turned.p == found.p and 0 < found.p < 1
+    assert (turned.a.value, turned.b.value) == pytest.approx((found.a.value, found.b.value), abs=1e-12)
+    assert turned.interval == pytest.approx(found.interval, abs=1e-12)
+
+
+def test_more_systems_that_agree_make_a_difference_surer():
+    """Errors of single systems that cancel out in the mean are no errors of the mean."""
+    errors = normal(100, seed=1)
+    a = [measured([0] * 100)]
+    up, down = measured(0.05 + errors), measured(0.05 - errors)
+    assert compare_means(a, [up], samples=400)["all"]["mean"].p > 0.3
+    assert compare_means(a, [up, down], samples=400)["all"]["mean"].p == pytest.approx(1 / 401)
+
+
+@pytest.mark.parametrize("place", ["first of a", "last of a", "last of b"])
+@pytest.mark.parametrize(
+    "other",
+    [{"values": [1, 2, 3]}, {"values": [1, 2], "suite": "others"}, {"values": [1, 2], "subsets": ["seen", None]}],
+    ids=["segments", "suite", "subsets"],
+)
+def test_systems_that_were_not_measured_alike_are_not_averaged(place: str, other: dict[str, Any]):
+    odd, same = measured(**other), measured([1, 2])
+    a, b = {
+        "first of a": ([odd, same], [same]),
+        "last of a": ([same, odd], [same]),
+        "last of b": ([same], [same, odd]),
+    }[place]
+    with pytest.raises(BadInput, match=r"^the two sets of hypotheses were not measured alike"):
+        compare_means(a, b)
