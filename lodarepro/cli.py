@@ -152,10 +152,10 @@ def _run(arguments: list[str]) -> int:
     parser.prog = "lodarepro run"
     given = parser.parse_args(arguments)
     informative = given.help or given.hydra_help or given.shell_completion
+    extra = Path(given.config_dir) if given.config_dir else None
     if informative:
         compose.register_schemas(own)
     else:
-        extra = Path(given.config_dir) if given.config_dir else None
         cells = compose.cells(given.overrides, multirun=given.multirun, extra_folder=extra, own=own)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let its errors reach the lines below
@@ -176,7 +176,7 @@ def _run(arguments: list[str]) -> int:
     with launch.shown(total, folder):
         ended = _with_lines_for_faults(main_of_hydra(launch.job))
         if folder() is not None and not ended:
-            ended = _with_lines_for_faults(partial(_settle, given.overrides, folder()))
+            ended = _with_lines_for_faults(partial(_settle, given.overrides, folder(), extra))
     return ended if folder() is None else max(ended, _conclude(launch.concluded(folder()), sweep=True, total=total))
 
 
@@ -208,11 +208,11 @@ def _with_lines_for_faults(work: Callable[[], Any]) -> int:
     return 0
 
 
-def _settle(overrides: Sequence[str], folder: Path) -> None:
+def _settle(overrides: Sequence[str], folder: Path, extra_folder: Path | None) -> None:
     """Do what other processes held when a sweep came to it, by the same launcher."""
-    from lodarepro import launch
+    from lodarepro import compose, launch
 
-    own = [text for text in overrides if text.lstrip("+").startswith("hydra")]
+    own = [text for text in overrides if text.lstrip("+").startswith("hydra")] + compose.searched(extra_folder)
     again: list[launch.Sweep] = []
 
     def launched(cells: list[tuple[str, ...]]) -> None:
@@ -274,6 +274,7 @@ def _exit_code(statuses: Sequence[launch.Status], *, nothing: int) -> int:
 
 def _table(arguments: list[str]) -> int:
     from lodarepro import tables
+    from lodarepro.report import aggregate
     from lodarepro.report import table as shown
 
     parser = argparse.ArgumentParser(
@@ -296,6 +297,8 @@ def _table(arguments: list[str]) -> int:
     if not names:
         raise BadInput(f"which table? (valid: {', '.join(tables.names())}, or a YAML file)")
     found = [tables.read(name, places=places, seeds=given.seeds, own=own) for name in names]
+    for table in found:
+        aggregate.columns(table)  # whether there is anything to show in them is said before anything runs
     status = 0
     for table in found:
         if given.run and (code := _run_table(table, places)):
@@ -362,7 +365,8 @@ def _filled_table(table: Table, *, significance: bool) -> FilledTable:
 
 def _counts(table: Table, archive: Archive) -> dict[str, Counts]:
     """What counting gives for each row; where a finished run says it, torch need not be imported."""
-    from lodarepro.report.aggregate import Counts, row_key
+    from lodarepro.report.aggregate import Counts
+    from lodarepro.tables import row_key
 
     found = {}
     for group in table.groups:
@@ -445,7 +449,7 @@ def _check_reachable(runs: Sequence[config.Run]) -> None:
 def _asked(table: Table, archive: Archive) -> list[plan.Asked]:
     """The rows of a table as a plan takes them; what failed before is left only with `runtime.retry`."""
     from lodarepro import plan
-    from lodarepro.report.aggregate import row_key
+    from lodarepro.tables import row_key
 
     found = []
     for group in table.groups:

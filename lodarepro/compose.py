@@ -255,10 +255,15 @@ def _combinations(parsed: Sequence[Override], options: Mapping[str, Sequence[str
 Composer = Callable[[Sequence[str]], DictConfig]
 
 
+def searched(extra_folder: Path | None) -> list[str]:
+    """The override by which Hydra looks into the user's own configs too."""
+    return [] if extra_folder is None else [f"hydra.searchpath=[file://{extra_folder.resolve()}]"]
+
+
 @contextmanager
 def _composer(extra_folder: Path | None) -> Iterator[Composer]:
     """A function from overrides to a composed configuration, over our folder and the user's."""
-    search = [] if extra_folder is None else [f"hydra.searchpath=[file://{extra_folder.resolve()}]"]
+    search = searched(extra_folder)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_folder()), version_base="1.3", job_name=PRIMARY):
         yield lambda overrides: hydra_compose(PRIMARY, overrides=[*search, *overrides])

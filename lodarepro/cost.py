@@ -141,12 +141,29 @@ def forward_flops(model: config.Model, method: object, *, tokens: float, targets
         targets: of which the output layer sees these.
         context: tokens that each attends to, on average.
     """
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        # One token: what it attends to is reckoned apart.
-        _without_content(model, method)(torch.zeros(1, 1, dtype=torch.long))
-    attention = 4.0 * context * model.n_embd * model.n_layer  # scores and their weighted sum
+    # In the attention of a lone token to itself is the first of those that it attends to.
+    attention = 4.0 * max(0.0, context - 1) * model.n_embd * model.n_layer  # scores and their weighted sum
     output = 2.0 * model.vocab_size * model.n_embd
-    return tokens * (counter.get_total_flops() + attention) + targets * output
+    return tokens * (_flops_a_token(model, method) + attention) + targets * output
+
+
+def _flops_a_token(model: config.Model, method: object) -> int:
+    """Operations of the blocks for one token more; what a call does once, whatever its tokens, is not among them."""
+    key = repr((model, method))
+    if key not in _COUNTED:
+        with torch.device("meta"), torch.no_grad():
+            net = _without_content(model, method)
+            finalize(net, method)
+            totals = []
+            for rows in (1, 2):
+                with FlopCounterMode(display=False) as counter:
+                    net(torch.zeros(rows, 1, dtype=torch.long))
+                totals.append(int(counter.get_total_flops()))
+        _COUNTED[key] = totals[1] - totals[0]
+    return _COUNTED[key]
+
+
+_COUNTED: dict[str, int] = {}
 
 
 def _without_content(model: config.Model, method: object) -> GPT2:

@@ -116,7 +116,7 @@ def first_free(
                 yield number
                 return
         if not waiting:
-            logger.info("other runs hold all %d devices: waiting (runtime.device=cuda:N shares one)", len(names))
+            logger.info("other runs hold every device (%d): waiting; runtime.device=cuda:N shares one", len(names))
             waiting = True
         if (signal := stop_signal()) is not None:
             raise Stopped("stopped while waiting for a device; the same command continues", signal)

@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lodarepro import config, cost, devices
 from lodarepro.data import SPLITS, load
 from lodarepro.data.batch import collate, steps_an_epoch
-from lodarepro.data.sources import download_url
+from lodarepro.data.sources import download_url, locate
 from lodarepro.data.tokenise import Encoded, encode
 from lodarepro.decode.beam import search
 from lodarepro.errors import BadInput, nearest
 from lodarepro.methods import attach, finalize, layout, one_group, trained
 from lodarepro.model import GPT2, weights
-from lodarepro.report.summary import duration, markdown
+from lodarepro.report.summary import counted, duration, markdown
 from lodarepro.train.loop import autocast, batch_loss
 from lodarepro.train.optim import make_optimizer
 
@@ -146,17 +147,20 @@ def sizes(run: config.Run, base: weights.Checkpoint | None) -> Sizes:
         BadInput: the data are not here and have no pinned sizes, or can't be read.
     """
     if base is None or not _held(run):
-        return _pinned(run.dataset)
+        return _pinned(run)
     tokenizer = weights.load_tokenizer(base)
     lay, cache = layout(run.method, tokenizer), Path(run.data.cache)
     examples = {split: load(run.dataset, run.data, split).examples for split in SPLITS}
     train, valid, test = (encode(examples[split], tokenizer, run.protocol, cache=cache, layout=lay) for split in SPLITS)
-    contexts = {example.context: int(n) for example, n in zip(examples["test"], test.contexts, strict=True)}
+    lengths = [np.minimum(data.starts[1:] - data.starts[:-1], run.protocol.max_length) for data in (train, valid)]
+    losses = [np.maximum(0, n - data.contexts) for n, data in zip(lengths, (train, valid), strict=True)]
+    room = run.protocol.max_length - run.decode.max_new_tokens
+    contexts = {e.context: min(int(n), room) for e, n in zip(examples["test"], test.contexts, strict=True)}
     return Sizes(
         pairs=(len(train), len(valid)),
-        tokens=(len(train.tokens), len(valid.tokens)),
-        completion_tokens=(_completions(train), _completions(valid)),
-        longest=int((train.starts[1:] - train.starts[:-1]).max()),
+        tokens=(float(lengths[0].sum()), float(lengths[1].sum())),
+        completion_tokens=(float(losses[0].sum()), float(losses[1].sum())),
+        longest=int(lengths[0].max()),
         contexts=len(contexts),
         context_tokens=float(sum(contexts.values())),
         counted=True,
@@ -164,22 +168,28 @@ def sizes(run: config.Run, base: weights.Checkpoint | None) -> Sizes:
 
 
 def _held(run: config.Run) -> bool:
+    """Whether nothing of a run's data would have to be downloaded."""
     return all(download_url(run.dataset, run.data, split) is None for split in SPLITS)
 
 
-def _completions(data: Encoded) -> int:
-    return len(data.tokens) - int(data.contexts.sum())
-
-
-def _pinned(dataset: config.Dataset) -> Sizes:
-    pins = {split: dataset.pins.get(getattr(dataset.files, split)) for split in SPLITS}
-    train, valid, test = pins["train"], pins["valid"], pins["test"]
-    if train is None or valid is None or test is None or not (train.tokens and valid.tokens and test.context_tokens):
+def _pinned(run: config.Run) -> Sizes:
+    dataset = run.dataset
+    pins = [dataset.pins.get(getattr(dataset.files, split)) for split in SPLITS]
+    train, valid, test = pins
+    if train is None or valid is None or test is None or any(None in known for known in _sizes_of(train, valid, test)):
+        if _held(run):
+            for split in SPLITS:
+                locate(run.dataset, run.data, split)  # its fault says what is missing
+            raise BadInput(
+                f"dataset '{dataset.name}': no pinned sizes, and the tokenizer of {run.model.name}, which could count "
+                "its files, is not on this machine; give model.path=FOLDER"
+            )
         raise BadInput(
             f"dataset '{dataset.name}': its files are not on this machine and it has no pinned sizes; give "
             "data.root=FOLDER"
         )
-    assert train.completion_tokens and valid.completion_tokens and train.longest and test.contexts
+    assert train.tokens and train.completion_tokens and train.longest
+    assert valid.tokens and valid.completion_tokens and test.contexts and test.context_tokens
     limit = dataset.limit
     kept = [min(1.0, (limit.train or train.examples) / train.examples)]
     kept += [min(1.0, (limit.valid or valid.examples) / valid.examples)]
@@ -193,6 +203,15 @@ def _pinned(dataset: config.Dataset) -> Sizes:
         context_tokens=test.context_tokens * contexts / test.contexts,
         counted=False,
     )
+
+
+def _sizes_of(train: config.Pin, valid: config.Pin, test: config.Pin) -> list[tuple[int | None, ...]]:
+    """What of the pins a plan needs."""
+    return [
+        (train.tokens, train.completion_tokens, train.longest),
+        (valid.tokens, valid.completion_tokens),
+        (test.contexts, test.context_tokens),
+    ]
 
 
 def estimate(run: config.Run, known: Sizes) -> Estimate:
@@ -277,20 +296,19 @@ def measured(run: config.Run, known: Sizes) -> Rate:
         model.initialise(torch.Generator().manual_seed(0))
         attach(model, run.method, torch.Generator().manual_seed(0))
         model.to(device)
-        train = _train_rate(run, known, model, device)
+        train = _train_rate(run, known, model, device) if trained(model) else None
         finalize(model, run.method)
         decode = _decode_rate(run, known, model.eval(), device)
         memory = float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    threads = f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     source = (
         f"measured on {name} ({run.train.precision}{threads}), a few steps of {run.method.name} on {run.model.name}"
     )
-    return Rate(train, decode, memory, source)
+    # Where nothing trains there are validation losses alone, which are forward passes as decoding is.
+    return Rate(decode if train is None else train, decode, memory, source)
 
 
 def _train_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.device) -> float:
-    if not trained(model):
-        return float("inf")  # there are no steps
     rows, width, targets = run.train.batch_size, _mean(known), _targets(known, 1)
     optimizer = make_optimizer(one_group(model), run.train)
     for group in optimizer.param_groups:
@@ -316,6 +334,7 @@ def _train_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.device
 def _decode_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.device) -> float:
     prompts = min(run.runtime.decode_batch, known.contexts)
     width = max(1, round(known.context_tokens / known.contexts))
+    width = min(width, run.protocol.max_length - PROBE_TOKENS)
     generator = torch.Generator().manual_seed(0)
     contexts = torch.randint(run.model.vocab_size, (prompts, width), generator=generator).tolist()
     # No token ends a hypothesis here, so that all steps run.
@@ -408,7 +427,7 @@ def plan(
         key = repr((run.dataset, run.data, run.model, run.protocol, own and own.key))
         sized.append(known[key] if key in known else known.setdefault(key, sizes(run, base)))
     estimates = [estimate(cell.run, size) for cell, size in zip(asked, sized, strict=True)]
-    rates: dict[tuple[str, str], Rate] = {}
+    rates: dict[str, Rate] = {}
     tried = sorted(
         (i for i, cell in enumerate(asked) if cell.todo),
         # What trains little is tried in little time and memory; what trains nothing says nothing about training.
@@ -423,8 +442,9 @@ def plan(
     return [Planned(cell, found, rates.get(_machine(cell.run))) for cell, found in zip(asked, estimates, strict=True)]
 
 
-def _machine(run: config.Run) -> tuple[str, str]:
-    return run.model.name, run.train.precision
+def _machine(run: config.Run) -> str:
+    """What a rate is the same for."""
+    return repr((run.model, run.train.precision, run.runtime.device, run.runtime.threads))
 
 
 def report(planned: Sequence[Planned]) -> str:
@@ -449,10 +469,12 @@ def report(planned: Sequence[Planned]) -> str:
     done = sum(cell.asked.done for cell in planned)
     timed = all(cell.rate for cell in planned if cell.asked.todo)
     about = f"about {duration(sum(cell.seconds for cell in planned))} on one device"
-    lines = [f"{todo} runs left, {done} done; {about if timed else 'time: lodarepro plan NAME --gpu GPU'}."]
+    lines = [f"{counted(todo, 'run')} left, {done} done; {about if timed else 'time: lodarepro plan NAME --gpu GPU'}."]
     lines += sorted({f"Rate {cell.rate.source}." for cell in planned if cell.rate})
     if not all(cell.estimate.counted for cell in planned):
-        lines.append("Data that are not here are reckoned by their pinned sizes, in tokens of GPT-2.")
+        lines.append(
+            "Data that are not here are reckoned by their pinned sizes, in tokens of GPT-2, without what a method adds."
+        )
     lines.append("As if every search ran to its last step; without loading and scoring; memory at fp32.")
     if not all(cell.fits for cell in planned):
         lines.append("(!) more than the device has: give a larger one, or train.batch_size and train.accumulate.")

@@ -14,8 +14,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ RUNS = "runs"
 """folder below `results.root` that holds one folder a run"""
 FAILURE = "failure.json"
 LOCK = ".lock"
+LOCK_TRIES, LOCK_SECONDS = 3, 0.02
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
@@ -179,9 +181,10 @@ def read_failure(folder: Path) -> Failure | None:
     """Why the run in a folder failed; None where it did not, or the file can't be read: then it may be tried again."""
     try:
         tree = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
-        return Failure(**{**tree, "faults": tuple(tree["faults"])})
+        failure = Failure(**{**tree, "faults": tuple(tree["faults"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return failure if failure.faults and isinstance(failure.config, dict) else None
 
 
 def _score(tree: dict[str, Any]) -> Score:
@@ -193,24 +196,32 @@ def _score(tree: dict[str, Any]) -> Score:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes off a run; the lock is freed by the process's death."""
+    """Keep other processes off a run; the lock is freed by the process's death.
+
+    Raises:
+        Busy: another process has it.
+    """
     with (folder / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(folder) from None
+        for _ in range(LOCK_TRIES):  # `held` takes it for a moment
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(LOCK_SECONDS)
+        else:
+            raise Busy(folder)
         yield
 
 
 def held(folder: Path) -> bool:
     """Whether a process is at work on a run."""
     try:
-        with locked(folder):
-            return False
-    except Busy:
+        with (folder / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    except FileNotFoundError:  # no such run yet
+    except FileNotFoundError:  # no process ever was
         return False
+    return False
 
 
 @contextmanager

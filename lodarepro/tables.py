@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -138,6 +139,11 @@ class Group:
     rows: tuple[Row, ...]
 
 
+def row_key(group: str | None, row: Row) -> str:
+    """A row's name within its table."""
+    return f"{group}: {row.label}" if group else row.label
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of a paper, or of ours.
@@ -244,13 +250,18 @@ def read(
     path = Path(name) if name.endswith((".yaml", ".yml")) else compose.config_folder() / FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise BadInput(f"{name}: no such table{nearest(name, names())}, nor a YAML file of one")
-    faults = _misplaced(places)
-    if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
-        faults.append(f"--seeds {','.join(map(str, seeds))}: name at least one seed, each once")
-    if faults:
+    if faults := _misplaced(places) + ([] if seeds is None else _unfit_seeds("--seeds", seeds)):
         raise BadInput(faults)
     file = _parsed(path)
+    if faults := _unfit_seeds(f"table {path}: seeds", file.seeds):
+        raise BadInput(faults)
     return _built(path, file, places, tuple(file.seeds if seeds is None else seeds), own)
+
+
+def _unfit_seeds(where: str, seeds: Sequence[int]) -> list[str]:
+    if seeds and len(set(seeds)) == len(seeds):
+        return []
+    return [f"{where} {','.join(map(str, seeds))}: name at least one seed, each once"]
 
 
 def _misplaced(places: Sequence[str]) -> list[str]:
@@ -267,12 +278,14 @@ def _is_place(key: str) -> bool:
     section, _, rest = key.partition(".")
     if section in ("data", "results", "runtime", "hydra", "hydra/launcher"):
         return bool(rest) or section == "hydra/launcher"
-    return rest.split(".")[0] in compose.NOT_IDENTITY.get(section, ()) and section != "method_file"
+    return key == "model.path" or key.startswith("dataset.files.")
 
 
 def _parsed(path: Path) -> _TableFile:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        if not isinstance(tree, dict):
+            raise BadInput(f"table {path}: holds no keys; give title, cell, columns and groups")
         return TypeAdapter(_TableFile).validate_python(tree)
     except OSError as e:
         raise BadInput(f"table {path}: can't be read ({e.strerror})") from None
@@ -289,17 +302,25 @@ def _built(
     path: Path, file: _TableFile, places: Sequence[str], seeds: tuple[int, ...], own: compose.OwnMethod | None
 ) -> Table:
     where = f"table {path}"
-    faults: list[str] = []
     columns = tuple(_column(key, unit) for key, unit in file.columns.items())
     groups = []
+    faulty: list[tuple[str, str]] = []  # row and fault
     for group in file.groups:
         rows = []
         for row in group.rows:
             try:
                 rows.append(_row(file, group, row, places, seeds, own))
             except BadInput as e:
-                faults += [f"{where}, row '{row.label}': {fault}" for fault in e.faults]
+                faulty += [(row.label, fault) for fault in e.faults]
         groups.append(Group(group.title, tuple(rows)))
+    rows_with = Counter(fault for _, fault in faulty)
+    count = sum(len(group.rows) for group in file.groups)
+    faults = list(
+        dict.fromkeys(
+            f"{where}: {fault}" if rows_with[fault] == count > 1 else f"{where}, row '{label}': {fault}"
+            for label, fault in faulty
+        )
+    )
     used = {*file.footnotes, *(key for group in file.groups for row in group.rows for key in row.notes)}
     faults += [f"{where}: note '{key}' is not among its notes" for key in sorted(used - file.notes.keys())]
     if not faults:
@@ -383,6 +404,10 @@ def _mixed(table: Table) -> list[str]:
             f"figures of {', '.join(sorted(embedded))} show that the pipeline works and never share a table with those "
             f"of {', '.join(sorted(others))}"
         )
+    keys = Counter(row_key(group.title, row) for group in table.groups for row in group.rows)
+    faults += [
+        f"{count} rows are called '{key}'; give each a label of its own" for key, count in keys.items() if count > 1
+    ]
     seen: dict[str, str] = {}
     for row in table.rows:
         key = json.dumps(compose.identity(row.run, {}), sort_keys=True)

@@ -290,11 +290,12 @@ def test_every_rerun_stands_beside_a_row_of_some_table():
 
 
 def test_reruns_stand_beside_the_cells_that_they_are_of_and_no_others():
+    found = tables.reruns().rows
     beside = {
         (name, key): fitting
         for name in PAPERS
         for key, row in rows(name).items()
-        if (fitting := sum(rerun.fits(row.run) for rerun in tables.reruns().rows))
+        if (fitting := sum(rerun.fits(row.run) for rerun in found))
     }
     medium, large = "GPT-2 Medium: ", "GPT-2 Large: "
     assert beside == {
@@ -306,20 +307,14 @@ def test_reruns_stand_beside_the_cells_that_they_are_of_and_no_others():
     }
 
 
-def test_the_sweep_lora_18_has_the_very_cells_of_its_table():
-    """So that `run -m sweep=NAME` and `table --run NAME` share their runs."""
-    swept = [identity(cell.run) for cell in compose.cells(["sweep=lora-18"], multirun=True)]
-    table = read("lora-18")
-    assert sorted(swept) == sorted(identity(run) for row in table.rows for run in row.cells(table.seeds))
-
-
-def test_the_sweep_loda_3_has_the_very_cells_of_its_table():
-    """One seed stands for all, as composing 90 cells takes ten seconds."""
-    swept = [identity(cell.run) for cell in compose.cells(["sweep=loda-3", "seed=3"], multirun=True)]
-    table = read("loda-3")
+@pytest.mark.parametrize("name", WITH_SWEEP)
+def test_a_sweep_of_a_tables_name_has_its_very_cells(name: str):
+    """So that `run -m sweep=NAME` and `table --run NAME` share their runs. One seed stands for all: it is slow."""
+    table = read(name)
+    swept = [identity(cell.run) for cell in compose.cells([f"sweep={name}", "seed=3"], multirun=True)]
     assert sorted(swept) == sorted(identity(run) for row in table.rows for run in row.cells([3]))
-    file = yaml.safe_load((compose.config_folder() / "sweep" / "loda-3.yaml").read_text(encoding="utf-8"))
-    assert tuple(map(int, file["hydra"]["sweeper"]["params"]["seed"].split(","))) == table.seeds
+    file = yaml.safe_load((compose.config_folder() / "sweep" / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert file["hydra"]["sweeper"]["params"]["seed"] == ",".join(map(str, table.seeds))
 
 
 def test_these_are_all_the_sweeps_that_are_called_as_tables():

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 ROWS = 12  # cells that the live table shows: those at work, then those that ended last
+STATE_WIDTH = 48  # columns for a state with its fault, which is told whole at the end
 SIGNS: dict[State, str] = {
     "finished": "done",
     "running": "at work",
@@ -47,10 +48,7 @@ def shown(total: int | None, folder: Callable[[], Path | None]) -> Iterator[None
 
     def statuses() -> list[Status]:
         where = folder()
-        try:
-            return [] if where is None else read_statuses(where)
-        except (OSError, ValueError):  # a folder that goes, a disk that is full: the jobs themselves say so
-            return []
+        return [] if where is None else read_statuses(where)
 
     def watch(show: Callable[[list[Status]], None]) -> None:
         while not ended.wait(LOOK_SECONDS):
@@ -110,10 +108,10 @@ def left(found: Sequence[Status], total: int | None, *, now: float) -> str:
 
 
 def live_table(found: Sequence[Status], total: int | None, *, now: float) -> Group:
-    """The cells at work, then those that ended last, below a line for all."""
+    """The cells at work, the youngest first, then those that ended last, below a line for all."""
     table = Table(box=None, expand=True)
     table.add_column("cell", overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column("state", no_wrap=True)
+    table.add_column("state", overflow="ellipsis", no_wrap=True, max_width=STATE_WIDTH)
     table.add_column("time", justify="right", no_wrap=True)
     rows = list(zip(found, own_texts(found), strict=True))
     rows.sort(key=lambda row: (row[0].state != "running", -row[0].started - row[0].seconds))

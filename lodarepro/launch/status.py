@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from lodarepro.files import write_atomically
 
 FILE = "status.json"
 
-State = Literal["waiting", "running", "finished", "failed", "stopped", "busy"]
+State = Literal["running", "finished", "failed", "stopped", "busy"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Status:
 
     Attributes:
         overrides: of the cell, as on the command line.
-        state: `waiting` has not started; `busy`: another process holds the run.
+        state: `busy`: another process holds the run.
         number: of the job; a cell that is handed over again has a new one.
         faults: one line each.
         exit_code: as that of a command of this one cell.
@@ -35,8 +36,8 @@ class Status:
     """
 
     overrides: tuple[str, ...]
-    state: State = "waiting"
-    number: int = -1
+    state: State
+    number: int
     faults: tuple[str, ...] = ()
     exit_code: int = 0
     folder: str | None = None
@@ -51,11 +52,12 @@ def write_status(folder: Path, status: Status) -> None:
 
 
 def read_statuses(sweep: Path) -> list[Status]:
-    """The last status of each cell that has started, in the order of the cells."""
+    """The last status of each cell that has started, in the order of the cells; a damaged file counts as none."""
     found = []
     for path in sweep.rglob(FILE):
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        found.append(Status(**{**tree, "overrides": tuple(tree["overrides"]), "faults": tuple(tree["faults"])}))
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            found.append(Status(**{**tree, "overrides": tuple(tree["overrides"]), "faults": tuple(tree["faults"])}))
     found.sort(key=lambda status: status.number)
     return list({status.overrides: status for status in found}.values())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from lodarepro.archive import Archive, Found
-from lodarepro.errors import BadInput
+from lodarepro.errors import BadInput, nearest
 from lodarepro.metrics import ALL, Measurement
 from lodarepro.metrics.bootstrap import compare_means
 from lodarepro.provenance import canonical_json
@@ -24,7 +24,7 @@ from lodarepro.report import units
 from lodarepro.report.scores import TESTED_AT
 from lodarepro.rescore import measure_file
 from lodarepro.scores import Comparison, Unit
-from lodarepro.tables import Column, Figure, Rerun, Reruns, Row, Table
+from lodarepro.tables import Column, Figure, Rerun, Reruns, Row, Table, row_key
 
 ENOUGH_SEEDS = 3
 """seeds from which a spread, a best figure and a significance are given"""
@@ -32,6 +32,8 @@ CHOSEN_BY = "bleu"
 """metric of the test set by which the better of several checkpoints is taken, as the LoDA paper's section 4 does"""
 
 Verdict = Literal["within print", "within reruns", "outside"]
+
+_ROUNDING = 1e-9  # 0.05 as a difference of decimal figures is not 0.05 to the last bit
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Range:
     high: float
     count: int
     tolerance: float
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is in the range, widened by the tolerance."""
+        return self.low - self.tolerance - _ROUNDING <= value <= self.high + self.tolerance + _ROUNDING
 
 
 @dataclass(frozen=True)
@@ -103,13 +109,7 @@ class Cell:
         allowed = 2 * sqrt(ours + (self.printed.spread or 0.0) ** 2) + self.printed.half_digit
         if abs(self.difference) <= allowed + _ROUNDING:
             return "within print"
-        around = self.reruns
-        if around is not None and around.low - around.tolerance <= self.mean <= around.high + around.tolerance:
-            return "within reruns"
-        return "outside"
-
-
-_ROUNDING = 1e-9  # 0.05 as a difference of decimal figures is not 0.05 to the last bit
+        return "within reruns" if self.reruns is not None and self.reruns.holds(self.mean) else "outside"
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def fill(table: Table, archive: Archive, counts: Mapping[str, Counts], reruns: R
     Raises:
         BadInput: a column names no metric of the table's suite, or a unit that it can't have.
     """
-    columns = _columns(table)
+    shown = columns(table)
     groups, beside = [], {}
     for group in table.groups:
         rows = []
@@ -213,7 +213,7 @@ def fill(table: Table, archive: Archive, counts: Mapping[str, Counts], reruns: R
     return FilledTable(
         table=table,
         groups=tuple(groups),
-        columns=columns,
+        columns=shown,
         notes=(*notes, *notes_on_them),
         signatures=signatures,
         reruns=beside,
@@ -221,18 +221,21 @@ def fill(table: Table, archive: Archive, counts: Mapping[str, Counts], reruns: R
     )
 
 
-def row_key(group: str | None, row: Row) -> str:
-    """A row's name within its table."""
-    return f"{group}: {row.label}" if group else row.label
+def columns(table: Table) -> tuple[units.Column, ...]:
+    """How the columns of a table are shown.
 
-
-def _columns(table: Table) -> tuple[units.Column, ...]:
+    Raises:
+        BadInput: one names no metric of the table's suite, a unit that it can't have, or a subset that there is not.
+    """
     found = []
     for place, column in enumerate(table.columns):
         try:
             shown = units.column_in(table.suite, column.metric, column.unit)
         except ValueError as e:
             raise BadInput(f"table {table.name}: column {column.key}: {e}") from None
+        subsets = (ALL, *units.SUBSETS)
+        if column.subset not in subsets:
+            raise BadInput(f"table {table.name}: column {column.key}: no such subset{nearest(column.subset, subsets)}")
         figures = [row.printed[place] for row in table.rows if row.printed]
         digits = max((figure.decimals for figure in figures if figure is not None), default=0)
         title = shown.title if column.subset == ALL else f"{shown.title} ({column.subset})"
@@ -333,7 +336,7 @@ def _checkpoint(run: Found, checkpoints: Sequence[str]) -> list[Evaluation]:
 
 def _which(taken: Mapping[int, Sequence[Evaluation]], chosen: Mapping[int, Found], checkpoints: Sequence[str]) -> str:
     names = Counter(found[0].checkpoint for found in taken.values() if found)
-    text = "Taken: " + ", ".join(f"{name} ({count})" for name, count in sorted(names.items())) + "."
+    text = "Taken: " + (", ".join(f"{name} ({count})" for name, count in sorted(names.items())) or "none") + "."
     lacking = sorted(
         {c for run in chosen.values() for c in checkpoints if c not in {e.checkpoint for e in run.evaluations}}
     )
@@ -385,7 +388,7 @@ def _with_best(table: Table, rows: Sequence[FilledRow]) -> tuple[FilledRow, ...]
         sign = 1 if units.higher_is_better(table.suite, column.metric) else -1
         best = max(sign * mean for mean in means.values() if mean is not None)
         for i, mean in means.items():
-            if mean is not None and sign * mean == best:
+            if mean is not None and sign * mean >= best - _ROUNDING:
                 cells[i][place] = replace(cells[i][place], best=True)
     return tuple(replace(row, cells=tuple(found)) for row, found in zip(rows, cells, strict=True))
 
@@ -415,14 +418,14 @@ def with_significance(filled: FilledTable, root: Path) -> FilledTable:
     Raises:
         BadInput: a run's texts are missing, or of other segments than the best's.
     """
-    measured: dict[str, Measurement] = {}
+    measured: dict[tuple[str, str], Measurement] = {}
 
     def of(row: FilledRow) -> list[Measurement]:
-        for record, file in zip(row.records, row.texts, strict=True):
-            if record.id not in measured:
-                folder = root / RUNS / record.id
-                measured[record.id] = measure_file(folder, record, file)
-        return [measured[record.id] for record in row.records]
+        texts = [(record, file) for record, file in zip(row.records, row.texts, strict=True)]
+        for record, file in texts:
+            if (record.id, file) not in measured:
+                measured[record.id, file] = measure_file(root / RUNS / record.id, record, file)
+        return [measured[record.id, file] for record, file in texts]
 
     groups = []
     for group in filled.groups:

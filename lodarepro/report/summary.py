@@ -72,6 +72,11 @@ def _row(record: Record, evaluation: Evaluation, differing: Sequence[str]) -> li
     ]
 
 
+def counted(n: int, thing: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"
+
+
 def duration(seconds: float) -> str:
     """A time for people: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
     if seconds < 90:
@@ -85,10 +90,16 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the head first, as an aligned Markdown table; columns of numbers to the right."""
+def markdown(rows: Sequence[Sequence[str]], *, texts: int | None = None) -> str:
+    """Rows, the head first, as an aligned Markdown table; columns of numbers to the right.
+
+    Args:
+        rows: of equal length.
+        texts: how many columns are not numbers, the first ones; None: what holds nothing but numbers is.
+    """
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]  # a bar begins a column
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    right = [all(_is_number(row[i]) for row in rows[1:]) for i in range(len(widths))]
+    right = [all(_is_number(row[i]) for row in rows[1:]) if texts is None else i >= texts for i in range(len(widths))]
 
     def line(row: Sequence[str]) -> str:
         cells = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))

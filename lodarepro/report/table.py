@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lodarepro.records import Record
-from lodarepro.report.aggregate import ENOUGH_SEEDS, Cell, FilledRow, FilledTable, row_key
+from lodarepro.report.aggregate import ENOUGH_SEEDS, Cell, FilledRow, FilledTable
+from lodarepro.report.summary import counted
 from lodarepro.report.summary import markdown as markdown_rows
 from lodarepro.report.units import Column
+from lodarepro.tables import row_key
 
-NOT_RUN = "not run"
+NOT_RUN, FAILED = "not run", "failed"
 UNREADABLE = "illegible"
 TIED = "≈"
 FITTING = 3  # columns of figures that fit a page's width as they are
@@ -61,9 +63,13 @@ def markdown(filled: FilledTable, *, check: bool = False) -> str:
     def text(line: Line) -> list[str]:
         return [f"**{t}**" if i in line.strong or (line.kind == "group" and t) else t for i, t in enumerate(line.texts)]
 
-    head = f"## {filled.table.title}" + (f" ({filled.table.source})" if filled.table.source else "")
+    head = f"## {_titled(filled)}"
     below = [f"[{mark}] {note}" for mark, note in notes.items()]
-    parts = [head, markdown_rows([text(line) for line in lines]), *(["\n".join(_items(below))] if below else [])]
+    parts = [
+        head,
+        markdown_rows([text(line) for line in lines], texts=_texts(filled)),
+        *(["\n".join(_items(below))] if below else []),
+    ]
     return "\n\n".join([*parts, "\n".join(_items(_about(filled, check=check)))]) + "\n"
 
 
@@ -74,7 +80,7 @@ def _items(texts: Sequence[str]) -> list[str]:
 def latex(filled: FilledTable, *, check: bool = False) -> str:
     """The table with its notes as a LaTeX float for the packages booktabs and graphicx."""
     lines, notes = _lines(filled, check=check)
-    width, texts = len(lines[0].texts), 2 if filled.table.printed else 1
+    width, texts = len(lines[0].texts), _texts(filled)
     body: list[str] = []
     before = ""
     for line in lines:
@@ -93,13 +99,12 @@ def latex(filled: FilledTable, *, check: bool = False) -> str:
             body.append(r"\midrule")
         before = line.kind
     below = [f"[{mark}] {note}" for mark, note in notes.items()] + _about(filled, check=check)
-    source = f" ({filled.table.source})" if filled.table.source else ""
     return "\n".join(
         [
             r"% needs \usepackage{booktabs,graphicx}",
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{_tex(filled.table.title + source)}}}",
+            rf"\caption{{{_tex(_titled(filled))}}}",
             rf"\label{{tab:{filled.table.name}}}",
             r"\resizebox{\textwidth}{!}{%" if len(filled.columns) > FITTING else "{%",
             rf"\begin{{tabular}}{{{'l' * texts}{'r' * (width - texts)}}}",
@@ -143,6 +148,15 @@ def _tex(text: str) -> str:
 # lines ------------------------------------------------------------------------------------------
 
 
+def _titled(filled: FilledTable) -> str:
+    return filled.table.title + (f": {filled.table.source}" if filled.table.source else "")
+
+
+def _texts(filled: FilledTable) -> int:
+    """Columns that hold no numbers."""
+    return 2 if filled.table.printed else 1
+
+
 def _lines(filled: FilledTable, *, check: bool) -> tuple[list[Line], dict[str, str]]:
     """All lines, and the notes that their marks stand for."""
     table = filled.table
@@ -183,10 +197,7 @@ def _row_lines(
         whole = (*left, *texts)
         return Line(whole, kind, frozenset(len(whole) - offset + place for place in strong))
 
-    if row.failures and not n:
-        ours = ["failed"] * offset
-    else:
-        ours = [_ours(cell, column) for cell, column in zip(row.cells, filled.columns, strict=True)]
+    ours = [_ours(row, cell, column) for cell, column in zip(row.cells, filled.columns, strict=True)]
     strong = frozenset(place for place, cell in enumerate(row.cells) if cell.best)
     if not row.row.printed:
         blank = [""] if filled.table.printed else []
@@ -207,15 +218,23 @@ def _row_lines(
         yield line("verdict", ["", "verdict", *empty, ""], [cell.verdict or "" for cell in row.cells])
 
 
-def _ours(cell: Cell, column: Column) -> str:
+def _state(row: FilledRow, cell: Cell) -> str | None:
+    """The verdict, or why there is none; None: nothing is printed to compare with."""
     if cell.mean is None:
-        return NOT_RUN
+        return FAILED if row.failures else NOT_RUN
+    return cell.verdict
+
+
+def _ours(row: FilledRow, cell: Cell, column: Column) -> str:
+    if cell.mean is None:
+        return str(_state(row, cell))
     spread = "" if cell.std is None else f" ± {cell.std:.{column.decimals}f}"
     return f"{cell.mean:.{column.decimals}f}{spread}" + (f" {TIED}" if cell.tied else "")
 
 
 def _difference(cell: Cell, column: Column) -> str:
-    return "" if cell.difference is None else f"{cell.difference:+.{column.decimals}f}"
+    # Adding 0 makes a rounded -0 a 0.
+    return "" if cell.difference is None else f"{round(cell.difference, column.decimals) + 0.0:+.{column.decimals}f}"
 
 
 def _around(cell: Cell, column: Column) -> str:
@@ -236,7 +255,7 @@ def _about(filled: FilledTable, *, check: bool) -> list[str]:
         lines.append(SPREAD)
     if any(cell.best for cell in cells):
         lines.append(BEST)
-    if any(cell.tied for cell in cells):
+    if any(cell.tied is not None for cell in cells):
         lines.append(TESTED)
     if any(0 < cell.n < ENOUGH_SEEDS for cell in cells):
         lines.append(FEW)
@@ -269,9 +288,9 @@ def _provenance(records: Sequence[Record]) -> str:
         commit = f" ({version['commit'][:12]})" if version["commit"] else ""
         return f"{version['version']}{commit}"
 
-    count = "1 run" if len(records) == 1 else f"{len(records)} runs"
     return (
-        f"From {count} by lodarepro {each(code)}, torch {each(lambda r: str(r.provenance['packages']['torch']))}, on "
+        f"From {counted(len(records), 'run')} by lodarepro {each(code)}, "
+        f"torch {each(lambda r: str(r.provenance['packages']['torch']))}, on "
         f"{each(hardware)}; test data sha256 {each(lambda r: r.identity['checksums']['test'][:12])}, weights "
         f"{each(lambda r: r.identity['checksums']['model'][:12])}. Their ids are in the JSON and CSV files."
     )
@@ -314,11 +333,13 @@ def _row_tree(filled: FilledTable, row: FilledRow, group: str | None) -> dict[st
             {"source": rerun.source, "note": rerun.note, **{key: f.text for key, (f, _) in rerun.figures.items()}}
             for rerun in filled.reruns.get(row_key(group, row.row), ())
         ],
-        "cells": {column.key: _cell_tree(cell) for column, cell in zip(filled.table.columns, row.cells, strict=True)},
+        "cells": {
+            column.key: _cell_tree(row, cell) for column, cell in zip(filled.table.columns, row.cells, strict=True)
+        },
     }
 
 
-def _cell_tree(cell: Cell) -> dict[str, Any]:
+def _cell_tree(row: FilledRow, cell: Cell) -> dict[str, Any]:
     return {
         "values": cell.values,
         "n": cell.n,
@@ -329,7 +350,7 @@ def _cell_tree(cell: Cell) -> dict[str, Any]:
         "print": None if cell.printed is None else cell.printed.text,
         "difference": cell.difference,
         "reruns": None if cell.reruns is None else [cell.reruns.low, cell.reruns.high],
-        "verdict": cell.verdict or ("not run" if cell.mean is None else None),
+        "verdict": _state(row, cell),
         "signature": cell.signature,
     }
 
@@ -366,7 +387,7 @@ def as_csv(filled: FilledTable) -> str:
                     cell.difference,
                     None if around is None else around.low,
                     None if around is None else around.high,
-                    cell.verdict or (NOT_RUN if cell.mean is None else None),
+                    _state(row, cell),
                     "yes" if cell.best else None,
                     " ".join(record.id for record in row.records),
                 ]
@@ -376,9 +397,9 @@ def as_csv(filled: FilledTable) -> str:
 
 def verdicts(filled: FilledTable) -> dict[str, int]:
     """How many of the cells that have a printed figure have each verdict."""
-    counted = {"within print": 0, "within reruns": 0, "outside": 0, NOT_RUN: 0}
+    found = {"within print": 0, "within reruns": 0, "outside": 0, NOT_RUN: 0}
     for row in filled.rows:
         for cell in row.cells:
             if cell.printed is not None:
-                counted[cell.verdict or NOT_RUN] += 1
-    return counted
+                found[cell.verdict or NOT_RUN] += 1
+    return found

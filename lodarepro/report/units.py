@@ -42,6 +42,9 @@ COLUMNS: dict[str, dict[str, Column]] = {
 }
 COLUMNS["webnlg"] = COLUMNS["dart"]
 
+SUBSETS = ("seen", "unseen")
+"""parts of a test set that are scored apart too, where a dataset has them (WebNLG)"""
+
 FACTORS: dict[tuple[Unit, Unit], float] = {("fraction", "percent"): 100.0, ("percent", "fraction"): 0.01}
 
 VAL_LOSS = "val_loss"

@@ -1,9 +1,11 @@
 """Many cells through Hydra's launchers: failures, workers that die, two sweeps over the same cells."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +189,35 @@ def workers_at_work(parent: int, root: Path) -> list[int]:
         if int(stat[1]) == parent and any(str(root) in link and link.endswith(".lock") for link in links):
             found.append(int(folder.name))
     return found
+
+
+def test_a_cell_that_another_process_held_is_done_after_all(cell, tmp_path, capsys):
+    """By the same launcher and with the user's own configs; it had been left for later."""
+    options = tmp_path / "options"
+    (options / "dataset").mkdir(parents=True)
+    (options / "dataset" / "mine.yaml").write_text("defaults: [/dataset/mini@_here_]\nname: mine\nremote: null\n")
+    files = Path(records.__file__).parent / "data" / "mini"
+    own = [text.replace("dataset=mini", "dataset=mine") for text in cell]
+    sweep = ["run", "-m", "--config-dir", str(options), *own, f"data.root={files}", "train.epochs=1", "seed=1,2"]
+    assert main(sweep) == 0
+    capsys.readouterr()
+    folder, _ = sorted((tmp_path / "results" / "runs").iterdir())
+    (folder / "record.json").unlink()
+    released = threading.Event()
+    with (folder / records.LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def release() -> None:
+            released.set()
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        threading.Timer(8, release).start()
+        assert main(sweep) == 0
+        assert released.is_set(), "it waited"
+    shown = capsys.readouterr()
+    assert "2 of 2 cells finished" in shown.out
+    assert "1 elsewhere" in shown.err
+    assert (folder / "record.json").exists()
 
 
 @pytest.mark.slow

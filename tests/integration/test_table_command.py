@@ -50,8 +50,8 @@ def test_a_table_is_filled_by_what_is_missing_and_only_that(table, tmp_path, cap
     assert main(["table", *table, "--run", "--seeds", "1,2"]) == 0
     shown = capsys.readouterr()
     assert "4 runs left, 0 done; about" in shown.out
-    assert "Rate measured on this CPU (fp32, 1 threads)" in shown.out
-    assert shown.out.index("4 runs left") < shown.out.index("## A table of ours (Nowhere (2026), Table 9)")
+    assert "Rate measured on this CPU (fp32, 1 thread)" in shown.out
+    assert shown.out.index("4 runs left") < shown.out.index("## A table of ours: Nowhere (2026), Table 9")
     assert "cells: 4 of 4 done" in shown.err
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in shown.out.splitlines() if "| ours" in line
@@ -99,7 +99,7 @@ def test_a_failed_cell_is_said_in_the_table_and_by_the_status(table, settings, t
     assert main(["table", *table, "--run", "--seeds", "1"]) == 1
     shown = capsys.readouterr()
     assert "training diverged" in shown.err
-    assert re.search(r"\| FT \[\w\] +\| ours +\| [\d,]+ +\| 0 \| failed +\| failed +\|", shown.out)
+    assert re.search(r"\| FT \[\w\] +\| ours +\| +[\d,]+ \| 0 \| +failed \| +failed \|", shown.out)
     assert "Seed 1 failed: the loss is" in shown.out
     assert main(["table", *table, "--seeds", "1"]) == 0
     capsys.readouterr()

@@ -280,7 +280,6 @@ def test_a_damaged_failure_is_none(tmp_path: Path, run: Run, content: str):
 
 @pytest.mark.parametrize("config", [None, 3, [], "text", {}, {"seed": 1}, {"model": None}])
 def test_a_failure_without_a_configuration_is_of_no_cell(tmp_path: Path, run: Run, config: Any):
-    # BUG: where the configuration is no object, the whole archive can't be read.
     folder = failed(tmp_path, run)
     tree = json.loads((folder / records.FAILURE).read_text(encoding="utf-8"))
     (folder / records.FAILURE).write_text(json.dumps({**tree, "config": config}), encoding="utf-8")

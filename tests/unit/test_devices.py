@@ -29,7 +29,7 @@ with devices.first_free(sys.argv[2:], Path(sys.argv[1])) as number:
     print("holds", number, flush=True)
     sys.stdin.readline()
 """
-WAITING = "other runs hold all 2 devices: waiting (runtime.device=cuda:N shares one)"
+WAITING = "other runs hold every device (2): waiting; runtime.device=cuda:N shares one"
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_signal_ends_the_waiting(tmp_path: Path, quick: None, monkeypatch: pyt
     assert e.value.faults == ("stopped while waiting for a device; the same command continues",)
     assert e.value.exit_code == 128 + signal.SIGTERM
     assert list(answers) == []  # it was asked at every look
-    assert said == ["other runs hold all 1 devices: waiting (runtime.device=cuda:N shares one)"]
+    assert said == ["other runs hold every device (1): waiting; runtime.device=cuda:N shares one"]
 
 
 def test_who_need_not_wait_is_not_asked_to_stop(tmp_path: Path):
