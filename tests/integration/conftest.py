@@ -22,7 +22,7 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or fills the user's caches, or reaches beyond this machine."""
     folder = tmp_path_factory.mktemp("caches")

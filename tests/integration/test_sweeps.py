@@ -16,7 +16,7 @@ import pytest
 from lodarepro import launch, records
 from lodarepro.cli import main
 
-SLOW = ["train.epochs=25", "runtime.checkpoint_minutes=0.002"]
+SLOW = ["train.epochs=12", "runtime.checkpoint_minutes=0.004"]
 """seconds of training, and several checkpoints a second"""
 
 

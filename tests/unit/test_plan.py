@@ -654,7 +654,7 @@ def test_a_report():
     assert plan.report(cells).splitlines() == [
         "| cell           | left | done | tokens a run | FLOP a run | memory       | a run  | all that is left |",
         "|----------------|-----:|-----:|--------------|------------|--------------|--------|------------------|",
-        "| Medium | lora  |    3 |    0 | 12.4M        | 1.0e+15    | 20.0 GiB (!) | 20 min | 60 min           |",
+        "| Medium \\| lora |    3 |    0 | 12.4M        | 1.0e+15    | 20.0 GiB (!) | 20 min | 60 min           |",
         "| ft             |    1 |    2 | 12.4M        | 1.0e+15    | 3.0 GiB      | 20 min | 20 min           |",
         "| nano           |    2 |    0 | 0.1M         | 4.0e+10    | 0.2 GiB      | 40 s   | 80 s             |",
         "| done here      |    0 |    3 | 12.4M        | 1.0e+15    | 20.0 GiB (!) | 20 min |                  |",
