@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -189,6 +190,74 @@ def workers_at_work(parent: int, root: Path) -> list[int]:
         if int(stat[1]) == parent and any(str(root) in link and link.endswith(".lock") for link in links):
             found.append(int(folder.name))
     return found
+
+
+SBATCH = """\
+import os, pathlib, re, subprocess, sys
+here = pathlib.Path(__file__).parent
+again = os.path.basename(sys.argv[0]) == "scontrol"
+script = here / "job.sh"
+if not again:
+    script.write_text(pathlib.Path(sys.argv[-1]).read_text())
+    first, last = map(int, re.search(r"--array=(\\d+)-(\\d+)", script.read_text()).groups())
+    print("Submitted batch job 77")
+else:
+    (here / "requeued").write_text(sys.argv[2])
+    first = last = int(sys.argv[2].partition("_")[2])
+for task in range(first, last + 1):
+    described = dict(JOB_ID=f"77{task}", ARRAY_JOB_ID=77, ARRAY_TASK_ID=task, NTASKS=1, JOB_NUM_NODES=1, NODEID=0)
+    described |= dict(JOB_NODELIST="here", PROCID=0, LOCALID=0)
+    env = {**os.environ, **{f"SLURM_{key}": str(value) for key, value in described.items()}}
+    with (here / f"{task}.out").open("a") as out:
+        process = subprocess.Popen(["bash", str(script)], env=env, stdout=out, stderr=out, start_new_session=True)
+    (here / f"{task}.pid").write_text(str(process.pid))
+"""
+SRUN = """\
+import os, sys
+rest = sys.argv[1:]
+while rest[0].startswith("-"):
+    rest = rest[1:] if rest[0] == "--unbuffered" else rest[2:]
+os.execvp(rest[0], rest)
+"""
+SACCT = """\
+print("JobID|State|NodeList")
+for task in range(2):
+    print(f"77_{task}|RUNNING|here")
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for SLURM's commands that run an array's tasks on this machine."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, text in {"sbatch": SBATCH, "scontrol": SBATCH, "srun": SRUN, "sacct": SACCT}.items():
+        (folder / name).write_text(f"#!{sys.executable}\n{text}")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+@pytest.mark.slow
+def test_slurm_jobs_that_run_out_of_time_are_handed_in_again_and_continue(cell, tmp_path, command, slurm):
+    longer = [*SLOW, "train.epochs=40", "seed=1,2"]
+    process = command("run", "-m", *cell, *longer, "hydra/launcher=slurm", "hydra.launcher.partition=gpu")
+    folder = wait_until(lambda: sweep_folder(tmp_path), process)
+    wait_until(lambda: held_with_checkpoint(folder, tmp_path), process)
+    running = {text for s in in_state(folder, "running") for text in s.overrides if text.startswith("seed=")}
+    told = 0 if "seed=1" in running else 1
+    # What SLURM sends to all processes of a job some time before its end.
+    os.killpg(int((slurm / f"{told}.pid").read_text()), signal.SIGUSR2)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "2 of 2 cells finished" in out
+    assert (slurm / "requeued").read_text() == f"77_{told}"
+    stretches = [record_of(status).training["stretches"] for status in launch.read_statuses(folder)]
+    assert [len(s) for s in stretches] == ([2, 1] if told == 0 else [1, 2])
+    assert stretches[told][1]["from_step"] > 0
+    script = (slurm / "job.sh").read_text()
+    for setting in ("--array=0-1%2", "--gpus-per-node=1", "--partition=gpu", "--time=240", "--signal=USR2@120"):
+        assert f"#SBATCH {setting}\n" in script
 
 
 def test_a_cell_that_another_process_held_is_done_after_all(cell, tmp_path, capsys):
