@@ -243,9 +243,8 @@ def test_slurm_jobs_that_run_out_of_time_are_handed_in_again_and_continue(cell, 
     longer = [*SLOW, "train.epochs=40", "seed=1,2"]
     process = command("run", "-m", *cell, *longer, "hydra/launcher=slurm", "hydra.launcher.partition=gpu")
     folder = wait_until(lambda: sweep_folder(tmp_path), process)
-    wait_until(lambda: held_with_checkpoint(folder, tmp_path), process)
-    running = {text for s in in_state(folder, "running") for text in s.overrides if text.startswith("seed=")}
-    told = 0 if "seed=1" in running else 1
+    seed = wait_until(lambda: held_with_checkpoint(folder, tmp_path), process)
+    told = 0 if seed == "seed=1" else 1
     # What SLURM sends to all processes of a job some time before its end.
     os.killpg(int((slurm / f"{told}.pid").read_text()), signal.SIGUSR2)
     out, err = process.communicate(timeout=240)
