@@ -55,7 +55,7 @@ class Archive:
                         compose.PROTOCOL_VERSION,
                     )
             elif (failure := records.read_failure(folder)) is not None:
-                self._failed[_key_of(failure.config, failure.config, decode=True)] = failure
+                self._failed[_key_of(failure.config, failure.identity, decode=True)] = failure
 
     def find(self, run: config.Run) -> list[Found]:
         """The finished runs of a cell, on whatever data and weights, that were decoded as it says.
@@ -85,9 +85,11 @@ def _same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 def _key_of(described: Mapping[str, Any], otherwise: Mapping[str, Any], *, decode: bool = False) -> str:
     """The key of a recorded configuration.
 
-    It is built anew, so that settings that came after it have their defaults. Where it can't be, as that of a user's
-    method whose file is gone, what was recorded has to do.
+    It is built anew, so that settings that came after it have their defaults. Where it can't be, and for a user's own
+    method, whose file need not be executed for this, what was recorded has to do.
     """
+    if described.get("method_file"):
+        return _key(otherwise, decode=decode)
     try:
         return _key(compose.identity(compose.from_plain(described), {}), decode=decode)
     except BadInput:

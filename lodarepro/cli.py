@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lodarepro.archive import Archive
     from lodarepro.cost import Count
     from lodarepro.report.aggregate import Counts, FilledTable
-    from lodarepro.tables import Table
+    from lodarepro.tables import Row, Table
 
 logger = logging.getLogger("lodarepro")
 
@@ -34,7 +34,7 @@ usage: lodarepro COMMAND ...
 
   run [-m] [KEY=VALUE ...]        train, decode, score and record a cell, or with -m a sweep of them;
                                   lodarepro run --help lists the choices, --cfg job shows every setting;
-                                  --method-file FILE brings a method of your own (also decode, count, export)
+                                  --method-file FILE brings a method of your own, to this and other commands
   table NAME ... [--run]          a paper's table from the records, beside its print; --run does what is missing,
                                   --check gives verdicts; lodarepro table --help
   plan NAME ... | [KEY=VALUE ...] what a table's or a sweep's cells will cost: tokens, operations, memory, hours
@@ -169,14 +169,16 @@ def _run(arguments: list[str]) -> int:
             return 0
         return _conclude(launch.ended_here, sweep=False)
 
-    launch.check_launcher(given.overrides)
+    if launch.check_launcher(given.overrides):
+        _fetch([cell.run for cell in cells])
     total = None if _chooses_sweeper(given.overrides) else len(cells)
     folder = partial(getattr, launch.SweepFolder, "latest")
     launch.SweepFolder.latest = None
-    with launch.shown(total, folder):
+    with launch.shown(total, folder), launch.stopping_workers(given.overrides, folder) as stopped:
         ended = _with_lines_for_faults(main_of_hydra(launch.job))
         if folder() is not None and not ended:
             ended = _with_lines_for_faults(partial(_settle, given.overrides, folder(), extra))
+    ended = max(ended, stopped())
     return ended if folder() is None else max(ended, _conclude(launch.concluded(folder()), sweep=True, total=total))
 
 
@@ -301,21 +303,27 @@ def _table(arguments: list[str]) -> int:
         aggregate.columns(table)  # whether there is anything to show in them is said before anything runs
     status = 0
     for table in found:
-        if given.run and (code := _run_table(table, places)):
+        if given.run and (code := _run_table(table, places, quiet=given.json)):
             status = max(status, code)
             if code > 2:  # stopped: so is what comes after
                 return code
+    trees = []
     for table in found:
         filled = _filled_table(table, significance=given.significance)
         _write_table(filled, check=given.check)
-        print(shown.as_json(filled) if given.json else shown.markdown(filled, check=given.check), end="")
         if given.check:
             counted = shown.verdicts(filled)
-            if not given.json:
-                print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in counted.items()))
-            status = max(status, int(bool(counted["outside"] or counted[shown.NOT_RUN])))
-        if not given.json:
-            print(f"\nwritten to {_tables_folder(table) / table.name}.md, .tex, .csv and .json")
+            bad = counted["outside"] + counted[shown.NOT_RUN] + counted[shown.FAILED]
+            status = max(status, int(bad > 0))
+        if given.json:
+            trees.append(json.loads(shown.as_json(filled)))
+            continue
+        print(shown.markdown(filled, check=given.check), end="")
+        if given.check:
+            print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in counted.items()))
+        print(f"\nwritten to {_tables_folder(table) / table.name}.md, .tex, .csv and .json")
+    if given.json:
+        _show(given, trees[0] if len(trees) == 1 else trees, "")
     return status
 
 
@@ -400,37 +408,51 @@ def _write_table(filled: FilledTable, *, check: bool) -> None:
             write_atomically(folder / f"{filled.table.name}.{ending}", text.encode())
 
 
-def _run_table(table: Table, places: Sequence[str]) -> int:
+def _run_table(table: Table, places: Sequence[str], *, quiet: bool) -> int:
     """Do the cells of a table that are missing; the exit status is that of the worst of them."""
     from lodarepro import launch, plan
     from lodarepro.archive import Archive
 
     archive = Archive(_results_root(table))
-    missing = [(row, run) for row in table.rows for run in row.cells(table.seeds) if not archive.find(run)]
+    missing = _missing(table, archive)
     if not missing:
         logger.info("%s: no cell is missing", table.name)
         return 0
     hydras = [text for text in places if text.startswith("hydra")]
     local = [text for text in places if text not in hydras]
-    elsewhere = launch.check_launcher(hydras)
-    _check_reachable([run for _, run in missing])
-    if planned := [cell for cell in _asked(table, archive) if cell.todo]:
-        print(plan.report(plan.plan(planned, measure=not elsewhere)), end="\n\n", flush=True)
+    elsewhere = launch.check_launcher(hydras) == "elsewhere"
     launch.started_here()
     sweep = launch.Sweep([*hydras, *(text for text in local if text.startswith("results."))])
+    _fetch([run for _, run in missing])
+    if planned := [cell for cell in _asked(table, archive, set()) if cell.todo]:
+        text = plan.report(plan.plan(planned, measure=not elsewhere))
+        print(text, end="\n\n", flush=True, file=sys.stderr if quiet else sys.stdout)
     cells = [(*row.overrides, *local, f"seed={run.seed}") for row, run in missing]
-    with launch.shown(len(cells), lambda: sweep.folder):
+    with (
+        launch.shown(len(cells), lambda: sweep.folder),
+        launch.stopping_workers(hydras, lambda: sweep.folder) as stopped,
+    ):
         ended = _with_lines_for_faults(lambda: sweep.launch(cells))
         if not ended:
             ended = _with_lines_for_faults(lambda: launch.settle(sweep.folder, sweep.launch))
-    statuses = launch.concluded(sweep.folder)
+    ended = max(ended, stopped())
+    # Of a sweep that was stopped, the cells that were not started are no failures.
+    statuses = launch.concluded(sweep.folder, [] if ended > 2 else cells)
     _tell_faults(statuses, sweep=True)
+    done = sum(status.state == "finished" for status in statuses)
+    logger.info("%s: %d of %d missing cells finished", table.name, done, len(cells))
     return max(ended, _exit_code(statuses, nothing=0))
 
 
-def _check_reachable(runs: Sequence[config.Run]) -> None:
-    """Find or fetch weights and say what is out of reach, once for each model and dataset rather than for each cell."""
+def _missing(table: Table, archive: Archive) -> list[tuple[Row, config.Run]]:
+    return [(row, run) for row in table.rows for run in row.cells(table.seeds) if not archive.find(run)]
+
+
+def _fetch(runs: Sequence[config.Run]) -> None:
+    """Find or fetch weights and data once, before many cells need them, and say what is out of reach."""
     from lodarepro import pipeline
+    from lodarepro.data import SPLITS
+    from lodarepro.data.sources import locate
 
     checked, faults = set(), []
     for run in runs:
@@ -440,21 +462,31 @@ def _check_reachable(runs: Sequence[config.Run]) -> None:
         checked.add(key)
         try:
             pipeline.check_reachable(run)
+            for split in SPLITS:
+                locate(run.dataset, run.data, split)
         except BadInput as e:
             faults += [fault for fault in e.faults if fault not in faults]
     if faults:
         raise BadInput(faults)
 
 
-def _asked(table: Table, archive: Archive) -> list[plan.Asked]:
-    """The rows of a table as a plan takes them; what failed before is left only with `runtime.retry`."""
-    from lodarepro import plan
+def _asked(table: Table, archive: Archive, counted: set[str]) -> list[plan.Asked]:
+    """The rows of a table as a plan takes them; what failed before is left only with `runtime.retry`.
+
+    Args:
+        table: whose rows.
+        archive: what is done and what failed.
+        counted: cells to leave out, as they stand in another table; those of this one are added.
+    """
+    from lodarepro import compose, plan
     from lodarepro.tables import row_key
 
     found = []
     for group in table.groups:
         for row in group.rows:
-            runs = row.cells(table.seeds)
+            identities = {repr(compose.identity(run, {})): run for run in row.cells(table.seeds)}
+            runs = [run for key, run in identities.items() if key not in counted]
+            counted |= identities.keys()
             done = [run for run in runs if archive.find(run)]
             failed = [run for run in runs if archive.failure(run) and not run.runtime.retry]
             left = len(runs) - len(done) - len(failed)
@@ -485,9 +517,10 @@ def _plan(arguments: list[str]) -> int:
     names, overrides = _names_and_overrides(given.words)
     asked: list[plan.Asked] = []
     if names:
+        counted: set[str] = set()  # tables share cells
         for name in names:
             table = tables.read(name, places=overrides, seeds=given.seeds, own=own)
-            asked += _asked(table, Archive(_results_root(table)))
+            asked += _asked(table, Archive(_results_root(table)), counted)
     else:
         if given.seeds:
             overrides = [*overrides, f"seed={','.join(map(str, given.seeds))}"]
@@ -495,7 +528,9 @@ def _plan(arguments: list[str]) -> int:
         archive = Archive(Path(cells[0].run.results.root).expanduser())
         for cell in cells:
             done = bool(archive.find(cell.run))
-            asked.append(plan.Asked(" ".join(cell.overrides) or "defaults", cell.run, int(not done), int(done)))
+            failed = archive.failure(cell.run) is not None and not cell.run.runtime.retry
+            label = " ".join(cell.overrides) or "defaults"
+            asked.append(plan.Asked(label, cell.run, int(not done and not failed), int(done)))
     utilisation = plan.UTILISATION if given.utilisation is None else given.utilisation
     planned = plan.plan(asked, gpu=given.gpu, utilisation=utilisation)
     _show(given, plan.as_json(planned), plan.report(planned))

@@ -1,7 +1,7 @@
 """From command-line overrides to a typed `Run`, its identity, and all that is wrong with it.
 
 Hydra composes; this module checks first, so that every fault is reported at once, one line each,
-before anything is downloaded. It and `cli.py` are the only users of Hydra.
+before anything is downloaded. Besides it, only `launch/` and `cli.py` know Hydra.
 """
 
 from __future__ import annotations

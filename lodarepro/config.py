@@ -91,6 +91,8 @@ class Pin:
     """tokens of the distinct contexts, their separators included"""
     longest: Positive | None = None
     """tokens of the longest pair"""
+    batch_longest: Positive | None = None
+    """tokens of the longest of 8 pairs drawn at random, on average: how wide a batch is"""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,9 @@ def check(wanted: str) -> None:
 
 
 @contextmanager
-def taken(wanted: str, *, stop_signal: Callable[[], int | None] = lambda: None) -> Iterator[torch.device]:
+def taken(
+    wanted: str, *, stop_signal: Callable[[], int | None] = lambda: None, wait: bool = True
+) -> Iterator[torch.device]:
     """The device of a run, held until the run ends.
 
     `auto` and `cuda` take the first CUDA device that no other run on this machine holds, and wait for one where all
@@ -58,6 +60,7 @@ def taken(wanted: str, *, stop_signal: Callable[[], int | None] = lambda: None) 
     Args:
         wanted: `runtime.device`; a device that it names by number is shared with whoever is on it.
         stop_signal: asked while waiting: the number of a signal that asks to stop, or None.
+        wait: False: where all are held, share the first.
 
     Raises:
         BadInput: there is no such device.
@@ -76,7 +79,7 @@ def taken(wanted: str, *, stop_signal: Callable[[], int | None] = lambda: None) 
         return
     # By their identity: which number a device has depends on CUDA_VISIBLE_DEVICES.
     names = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
-    with first_free(names, lock_folder(), stop_signal=stop_signal) as number:
+    with first_free(names, lock_folder(), stop_signal=stop_signal, wait=wait) as number:
         torch.cuda.set_device(number)
         yield torch.device("cuda", number)
 
@@ -90,7 +93,7 @@ def lock_folder() -> Path:
 
 @contextmanager
 def first_free(
-    names: Sequence[str], folder: Path, *, stop_signal: Callable[[], int | None] = lambda: None
+    names: Sequence[str], folder: Path, *, stop_signal: Callable[[], int | None] = lambda: None, wait: bool = True
 ) -> Iterator[int]:
     """Hold the first of some things that no other process holds; a process's death frees what it held.
 
@@ -98,6 +101,7 @@ def first_free(
         names: of the things, each good for a file's name.
         folder: of the locks.
         stop_signal: asked while waiting.
+        wait: False: where all are held, give the first without holding it.
 
     Returns:
         The place in `names` of the one that is held.
@@ -115,6 +119,10 @@ def first_free(
                     continue
                 yield number
                 return
+        if not wait:
+            logger.info("other runs hold every device (%d): sharing the first", len(names))
+            yield 0
+            return
         if not waiting:
             logger.info("other runs hold every device (%d): waiting; runtime.device=cuda:N shares one", len(names))
             waiting = True

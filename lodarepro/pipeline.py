@@ -10,7 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,8 @@ from lodarepro.train.optim import learning_rate
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
+MARK_SECONDS = 1.0  # between two looks for the mark of a sweep that was told to stop
+UNHANDLED = (signal.SIG_DFL, signal.default_int_handler)
 REACH_SECONDS = 5  # longest wait for a server before a run is said to be impossible
 
 
@@ -59,7 +61,7 @@ class Outcome:
     found: bool
 
 
-def execute(run: config.Run, *, retry: bool = True) -> Outcome:
+def execute(run: config.Run, *, retry: bool = True, stop_mark: Path | None = None) -> Outcome:
     """Do one run, or find that it is done; an interrupted one continues where it was.
 
     A run that fails leaves the reason in its folder.
@@ -67,6 +69,7 @@ def execute(run: config.Run, *, retry: bool = True) -> Outcome:
     Args:
         run: what to do.
         retry: try again where it failed before.
+        stop_mark: a file that asks to stop by being there, with the number of a signal in it.
 
     Raises:
         BadInput: an input is missing or unfit, or the results can't be written.
@@ -74,7 +77,7 @@ def execute(run: config.Run, *, retry: bool = True) -> Outcome:
         Busy: another process holds the run.
         Stopped: a signal asked to stop; the same call continues.
     """
-    with _stop_signals() as signals, records.disk_faults(run.results.root):
+    with _stop_signals(stop_mark) as signals, records.disk_faults(run.results.root):
         try:
             folder, record, found = _execute(run, signals, retry=retry)
         except LodareproError:
@@ -104,13 +107,14 @@ def _execute(run: config.Run, signals: _Signals, *, retry: bool) -> tuple[Path, 
             raise RunFailed(f"{fault} (it failed before: runtime.retry=true tries again)" for fault in failure.faults)
         (folder / records.FAILURE).unlink(missing_ok=True)
         device_held = devices.taken(run.runtime.device, stop_signal=signals.asked)
-        with _failure_noted(folder, run, signals), device_held as device:
+        identity = compose.identity(run, checksums)
+        with _failure_noted(folder, run, identity, signals), device_held as device:
             record = _done(run, folder, device, base=base, splits=splits, checksums=checksums, signals=signals)
     return folder, record, False
 
 
 @contextmanager
-def _failure_noted(folder: Path, run: config.Run, signals: _Signals) -> Iterator[None]:
+def _failure_noted(folder: Path, run: config.Run, identity: dict[str, Any], signals: _Signals) -> Iterator[None]:
     """Leave the reason in the folder of a run that fails although its input was good and nobody stopped it."""
     try:
         yield
@@ -119,7 +123,7 @@ def _failure_noted(folder: Path, run: config.Run, signals: _Signals) -> Iterator
         if failed and signals.number is None:
             faults = e.faults if isinstance(e, LodareproError) else (unexpected(e),)
             described = {**provenance.gather(), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-            records.write_failure(folder, records.Failure(folder.name, compose.plain(run), faults, described))
+            records.write_failure(folder, records.Failure(folder.name, compose.plain(run), identity, faults, described))
         raise
 
 
@@ -336,15 +340,23 @@ def _unreachable(url: str) -> str | None:
 class _Signals:
     number: int | None = None
 
+    def __init__(self, stop_mark: Path | None = None) -> None:
+        self._mark = stop_mark
+        self._looked = time.monotonic()
+
     def asked(self) -> int | None:
-        """The number of the signal that asked to stop, or None."""
+        """The number of the signal that asked to stop, this process or, by a mark, its sweep; or None."""
+        if self.number is None and self._mark is not None and time.monotonic() - self._looked > MARK_SECONDS:
+            self._looked = time.monotonic()
+            with suppress(OSError, ValueError):
+                self.number = int(self._mark.read_text(encoding="ascii"))
         return self.number
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Signals]:
+def _stop_signals(stop_mark: Path | None = None) -> Iterator[_Signals]:
     """Remember SIGINT and SIGTERM so that stages can stop in order; a second one stops at once."""
-    asked = _Signals()
+    asked = _Signals(stop_mark)
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
@@ -356,7 +368,9 @@ def _stop_signals() -> Iterator[_Signals]:
         asked.number = number
         logger.warning("stopping after this step (again to stop at once)")
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Not what another handles: SLURM's jobs are told to bypass SIGTERM, as another signal hands them in again.
+    plain = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) in UNHANDLED]
+    before = {number: signal.signal(number, remember) for number in plain}
     try:
         yield asked
     finally:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lodarepro import config, cost, devices
 from lodarepro.data import SPLITS, load
-from lodarepro.data.batch import collate, steps_an_epoch
+from lodarepro.data.batch import collate, epoch_order, steps_an_epoch
 from lodarepro.data.sources import download_url, locate
 from lodarepro.data.tokenise import Encoded, encode
 from lodarepro.decode.beam import search
@@ -71,7 +72,7 @@ GPUS = {
         Gpu("h200", 66.9, 989.4, 141),
     )
 }
-"""NVIDIA's data sheets; A100, H100 and H200 as SXM modules"""
+"""NVIDIA's data sheets; V100, A100, H100 and H200 as SXM modules"""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Sizes:
         pairs: of train and valid.
         tokens: in all pairs of train and valid.
         completion_tokens: of these, those that carry loss.
+        width: tokens to which a batch of training is padded, on average.
         longest: tokens of the longest training pair.
         contexts: distinct ones of test.
         context_tokens: of those.
@@ -91,6 +93,7 @@ class Sizes:
     pairs: tuple[int, int]
     tokens: tuple[float, float]
     completion_tokens: tuple[float, float]
+    width: float
     longest: int
     contexts: int
     context_tokens: float
@@ -102,8 +105,8 @@ class Estimate:
     """The cost of one run.
 
     Attributes:
-        train_tokens: that go through training, all epochs.
-        train_flops: of training and of its validation losses.
+        train_tokens: that go through training, all epochs, without padding.
+        train_flops: of training, padding included, and of its validation losses.
         decode_flops: if every search runs to its last step.
         memory: bytes at the largest moment, without what CUDA itself takes.
         counted: as `Sizes.counted`.
@@ -160,11 +163,26 @@ def sizes(run: config.Run, base: weights.Checkpoint | None) -> Sizes:
         pairs=(len(train), len(valid)),
         tokens=(float(lengths[0].sum()), float(lengths[1].sum())),
         completion_tokens=(float(losses[0].sum()), float(losses[1].sum())),
+        width=_batch_width(lengths[0], run.train),
         longest=int(lengths[0].max()),
         contexts=len(contexts),
         context_tokens=float(sum(contexts.values())),
         counted=True,
     )
+
+
+def _batch_width(lengths: npt.NDArray[np.int64], settings: config.Train) -> float:
+    """The mean over the batches of one epoch of their longest pair."""
+    order = epoch_order(
+        len(lengths),
+        0,
+        batch_size=settings.batch_size,
+        seed=0,
+        shuffle=settings.shuffle,
+        fill=settings.fill_last_batch,
+    )
+    starts = np.arange(0, len(order), settings.batch_size)
+    return float(np.maximum.reduceat(lengths[order], starts).mean())
 
 
 def _held(run: config.Run) -> bool:
@@ -188,7 +206,7 @@ def _pinned(run: config.Run) -> Sizes:
             f"dataset '{dataset.name}': its files are not on this machine and it has no pinned sizes; give "
             "data.root=FOLDER"
         )
-    assert train.tokens and train.completion_tokens and train.longest
+    assert train.tokens and train.completion_tokens and train.longest and train.batch_longest
     assert valid.tokens and valid.completion_tokens and test.contexts and test.context_tokens
     limit = dataset.limit
     kept = [min(1.0, (limit.train or train.examples) / train.examples)]
@@ -198,6 +216,7 @@ def _pinned(run: config.Run) -> Sizes:
         pairs=(round(train.examples * kept[0]), round(valid.examples * kept[1])),
         tokens=(train.tokens * kept[0], valid.tokens * kept[1]),
         completion_tokens=(train.completion_tokens * kept[0], valid.completion_tokens * kept[1]),
+        width=train.batch_longest,
         longest=train.longest,
         contexts=contexts,
         context_tokens=test.context_tokens * contexts / test.contexts,
@@ -208,7 +227,7 @@ def _pinned(run: config.Run) -> Sizes:
 def _sizes_of(train: config.Pin, valid: config.Pin, test: config.Pin) -> list[tuple[int | None, ...]]:
     """What of the pins a plan needs."""
     return [
-        (train.tokens, train.completion_tokens, train.longest),
+        (train.tokens, train.completion_tokens, train.longest, train.batch_longest),
         (valid.tokens, valid.completion_tokens),
         (test.contexts, test.context_tokens),
     ]
@@ -222,7 +241,9 @@ def estimate(run: config.Run, known: Sizes) -> Estimate:
     rows = settings.batch_size
     longest = min(known.longest, run.protocol.max_length)
     share = known.completion_tokens[0] / known.tokens[0]
-    step = cost.training_step(model, method, rows=rows, width=_mean(known), targets=_targets(known, rows))
+    step = cost.training_step(
+        model, method, rows=rows, width=round(min(known.width, longest)), targets=_targets(known, rows)
+    )
     worst = cost.training_step(model, method, rows=rows, width=longest, targets=round(share * rows * longest))
     valid_tokens, valid_targets = known.tokens[1], known.completion_tokens[1]
     valid = cost.forward_flops(
@@ -251,10 +272,6 @@ def estimate(run: config.Run, known: Sizes) -> Estimate:
     )
 
 
-def _mean(known: Sizes) -> int:
-    return max(1, round(known.tokens[0] / known.pairs[0]))
-
-
 def _targets(known: Sizes, rows: int) -> int:
     return max(1, round(rows * known.completion_tokens[0] / known.pairs[0]))
 
@@ -273,9 +290,10 @@ def stated(gpu: str, utilisation: float, precision: str) -> Rate:
     peak = known.fp32 if precision == "fp32" else known.bf16
     if peak is None:
         raise BadInput(f"--gpu {gpu}: it has no units for train.precision={precision}; plan with fp32")
-    rate = peak * 1e12 * utilisation
     source = f"stated: {100 * utilisation:.0f} % of the {peak} TFLOP/s ({precision}) of one {gpu}"
-    return Rate(rate, rate, known.memory * 2**30, source)
+    source += "" if precision == "fp32" else f", decoding at the {known.fp32} of fp32"  # as the search runs
+    flops = utilisation * 1e12
+    return Rate(peak * flops, known.fp32 * flops, known.memory * 2**30, source)
 
 
 def measured(run: config.Run, known: Sizes) -> Rate:
@@ -283,13 +301,13 @@ def measured(run: config.Run, known: Sizes) -> Rate:
 
     Args:
         run: whose model, method, batch and device are tried.
-        known: sizes of its data; batches are as wide as their pairs are long on average.
+        known: sizes of its data, which the batches have.
 
     Raises:
         BadInput: the device is not there.
     """
     devices.set_threads(run)
-    with devices.taken(run.runtime.device) as device:
+    with devices.taken(run.runtime.device, wait=False) as device:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
         logger.info("measuring the throughput of %s with %s on %s", run.model.name, run.method.name, name)
         model = GPT2(weights.sizes_of(run.model))
@@ -300,6 +318,9 @@ def measured(run: config.Run, known: Sizes) -> Rate:
         finalize(model, run.method)
         decode = _decode_rate(run, known, model.eval(), device)
         memory = float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+        del model
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # for the cells that follow, in other processes
     threads = f", {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     source = (
         f"measured on {name} ({run.train.precision}{threads}), a few steps of {run.method.name} on {run.model.name}"
@@ -309,7 +330,8 @@ def measured(run: config.Run, known: Sizes) -> Rate:
 
 
 def _train_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.device) -> float:
-    rows, width, targets = run.train.batch_size, _mean(known), _targets(known, 1)
+    rows, width = run.train.batch_size, max(2, round(min(known.width, run.protocol.max_length)))
+    targets = min(width - 1, _targets(known, 1))
     optimizer = make_optimizer(one_group(model), run.train)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -424,7 +446,8 @@ def plan(
             bases[repr(run.model)] = weights.find(run.model, download=False)
         base = bases[repr(run.model)]
         own = layout(run.method, weights.load_tokenizer(base)) if base is not None else None
-        key = repr((run.dataset, run.data, run.model, run.protocol, own and own.key))
+        batches = (run.train.batch_size, run.train.shuffle, run.train.fill_last_batch, run.decode.max_new_tokens)
+        key = repr((run.dataset, run.data, run.model, run.protocol, own and own.key, batches))
         sized.append(known[key] if key in known else known.setdefault(key, sizes(run, base)))
     estimates = [estimate(cell.run, size) for cell, size in zip(asked, sized, strict=True)]
     rates: dict[str, Rate] = {}
@@ -475,7 +498,9 @@ def report(planned: Sequence[Planned]) -> str:
         lines.append(
             "Data that are not here are reckoned by their pinned sizes, in tokens of GPT-2, without what a method adds."
         )
-    lines.append("As if every search ran to its last step; without loading and scoring; memory at fp32.")
+    lines.append(
+        "FLOP with padding, as if every search ran to its last step; without loading and scoring; memory at fp32."
+    )
     if not all(cell.fits for cell in planned):
         lines.append("(!) more than the device has: give a larger one, or train.batch_size and train.accumulate.")
     return "\n".join([markdown(rows), "", *lines])

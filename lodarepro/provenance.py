@@ -63,7 +63,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
-        "system": platform.platform(terse=True),
+        "system": _system(),
         "python": platform.python_version(),
     }
 
@@ -76,6 +76,12 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _system() -> str:
+    """Kernel without its builder's suffix, architecture and C library."""
+    release = platform.release().partition("-")[0]
+    return " ".join([platform.system(), release, platform.machine(), *platform.libc_ver()]).strip()
 
 
 def _memory_gib() -> float | None:

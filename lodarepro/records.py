@@ -121,10 +121,16 @@ def read(folder: Path) -> Record | None:
         BadInput: it is corrupt, or of another schema.
     """
     path = folder / RECORD
-    if not path.is_file():
-        return None
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        raise BadInput(f"{path}: can't be read ({e.strerror}); check its permissions") from None
+    except ValueError as e:
+        raise BadInput(f"{path} is not a record ({e}); delete it to run again") from None
+    try:
+        tree = json.loads(text)
         schema = tree["schema"]
         if schema != SCHEMA:
             raise BadInput(f"{path} has schema {schema}, this version reads {SCHEMA}; use the version that wrote it")
@@ -132,7 +138,10 @@ def read(folder: Path) -> Record | None:
             Evaluation(**{**e, "scores": {key: _score(s) for key, s in e["scores"].items()}})
             for e in tree["evaluations"]
         )
-        return Record(**tree)
+        record = Record(**tree)
+        for part in (record.config, record.identity, record.provenance, record.parameters, record.training):
+            part.keys()
+        return record
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BadInput(f"{path} is not a record ({e}); delete it to run again") from None
 
@@ -150,8 +159,18 @@ def finished(folder: Path) -> Record:
 
 
 def runs(root: Path) -> list[Path]:
-    """The folders of all runs below a results folder that ended, well or not, in the order of their names."""
-    return sorted({path.parent for path in (root / RUNS).glob("*/*.json") if path.name in (RECORD, FAILURE)})
+    """The folders of all runs below a results folder that ended, well or not, in the order of their names.
+
+    Raises:
+        BadInput: a folder can't be read; what is in it must not pass for not run.
+    """
+    try:
+        folders = sorted(path for path in (root / RUNS).iterdir() if path.is_dir())
+        return [f for f in folders if {RECORD, FAILURE} & {path.name for path in f.iterdir()}]
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise BadInput(f"{e.filename or root / RUNS}: can't be read ({e.strerror}); check its permissions") from None
 
 
 @dataclass(frozen=True)
@@ -161,12 +180,14 @@ class Failure:
     Attributes:
         id: the run id.
         config: the whole configuration.
+        identity: what the id is the hash of.
         faults: one line each, as the command printed them.
         provenance: code, packages, machine, time.
     """
 
     id: str
     config: dict[str, Any]
+    identity: dict[str, Any]
     faults: tuple[str, ...]
     provenance: dict[str, Any]
 
@@ -184,7 +205,8 @@ def read_failure(folder: Path) -> Failure | None:
         failure = Failure(**{**tree, "faults": tuple(tree["faults"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return failure if failure.faults and isinstance(failure.config, dict) else None
+    whole = failure.faults and isinstance(failure.config, dict) and isinstance(failure.identity, dict)
+    return failure if whole else None
 
 
 def _score(tree: dict[str, Any]) -> Score:

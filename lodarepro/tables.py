@@ -27,6 +27,7 @@ FOLDER = "table"
 UNREADABLE = "?"  # stands for a printed figure that our copy of the paper does not show
 MILLIONS = {"10**6": 10**6, "2**20": 2**20}
 _FIGURE = re.compile(r"(\d+(?:\.(\d+))?)(?: ± (\d+(?:\.\d+)?))?")
+_CHECKPOINT = re.compile(r"last|best|epoch-\d+")
 _LABEL = re.compile(r"(\d+(?:\.(\d+))?)M")
 
 
@@ -363,6 +364,16 @@ def _row(
         faults.append(f"print: {len(row.print)} figures for {len(file.columns)} columns")
     if any(text.partition("=")[0] == "seed" for text in overrides):
         faults.append("cell: the seeds are the table's; leave seed out")
+    faults += [
+        f"cell: {text}: is no part of a cell; give it on the command line"
+        for text in overrides
+        if _is_place(text.partition("=")[0])
+    ]
+    faults += [
+        f"checkpoints: {name} is none of last, best and epoch-N"
+        for name in row.checkpoints
+        if not _CHECKPOINT.fullmatch(name)
+    ]
     printed: list[Figure | None] = []
     for text in row.print:
         try:
@@ -394,6 +405,8 @@ def _mixed(table: Table) -> list[str]:
     """What keeps rows from standing in one table."""
     if not table.rows:
         return ["it has no rows"]
+    if not table.columns:
+        return ["it has no columns"]
     faults = []
     if len(suites := sorted({row.run.dataset.suite for row in table.rows})) > 1:
         faults.append(f"its rows are scored by unlike suites ({', '.join(suites)}), which have no common columns")

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- table mini: written by scripts/readme_table.py -->\n", "<!-- 
 
 
 def demo_table(markdown: str) -> str:
-    """The table alone of a rendered file, with its notes but without title and provenance."""
+    """The table alone of a rendered file."""
     parts = markdown.split("\n\n")
     return next(part for part in parts if part.startswith("|"))
 

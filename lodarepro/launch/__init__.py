@@ -3,7 +3,7 @@
 from lodarepro.launch.job import ended_here, job, started_here
 from lodarepro.launch.progress import shown
 from lodarepro.launch.status import Status, own_texts, read_statuses
-from lodarepro.launch.sweep import Sweep, SweepFolder, check_launcher, concluded, settle
+from lodarepro.launch.sweep import Sweep, SweepFolder, check_launcher, concluded, settle, stopping_workers
 
 __all__ = [
     "Status",
@@ -18,4 +18,5 @@ __all__ = [
     "settle",
     "shown",
     "started_here",
+    "stopping_workers",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 import traceback
 from dataclasses import replace
@@ -19,6 +21,9 @@ from lodarepro.log import log_to_file, log_to_stderr
 
 logger = logging.getLogger(__name__)
 
+STOP = "stop"
+"""file in a sweep's folder that asks its workers to stop: the number of a signal"""
+WATCH_SECONDS = 1.0  # between two looks whether the process that started a worker is still there
 STARTED_BY = "LODAREPRO_STARTED_BY"
 """environment variable: the process that started the jobs"""
 LOG = "log.txt"
@@ -39,17 +44,44 @@ def job(composed: Any) -> None:
     sweep = described.mode is RunMode.MULTIRUN
     folder = Path(described.runtime.output_dir)
     here = os.environ.get(STARTED_BY) == str(os.getpid())
-    log_to_stderr() if here else log_to_file(folder / LOG)
+    if here:
+        log_to_stderr()
+    else:
+        log_to_file(folder / LOG)
+        _watch_parent()
     number = int(described.job.num) if sweep else 0
     status = Status(tuple(described.overrides.task), "running", number, started=time.time())
     if sweep:
         write_status(folder, status)
-    status = _ended(composed, status, retry=not sweep)
-    if sweep:
-        write_status(folder, status)
+    with _at_work:
+        mark = Path(described.sweep.dir) / STOP if sweep and not here else None
+        status = _ended(composed, status, retry=not sweep, stop_mark=mark)
+        if sweep:
+            write_status(folder, status)
     ended_here.append(status)
     if status.state == "stopped" and here:
         raise SystemExit(status.exit_code)
+
+
+_at_work = threading.Lock()
+_watching = threading.Event()
+
+
+def _watch_parent() -> None:
+    """Let a worker end when the process that started it has died: after its cell is saved, not with it."""
+    parent = os.getppid()
+    if _watching.is_set() or os.environ.get(STARTED_BY) != str(parent):  # SLURM's jobs have parents of their own
+        return
+    _watching.set()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)  # a cell at work stops in order; an idle worker ends
+        with _at_work:
+            os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def started_here() -> None:
@@ -58,15 +90,17 @@ def started_here() -> None:
     ended_here.clear()
 
 
-def _ended(composed: Any, status: Status, *, retry: bool) -> Status:
+def _ended(composed: Any, status: Status, *, retry: bool, stop_mark: Path | None) -> Status:
     from lodarepro import compose, pipeline  # torch takes seconds, which --cfg and --help need not pay
 
     def now(**changes: Any) -> Status:
         return replace(status, seconds=round(time.time() - status.started, 1), **changes)
 
     try:
+        if stop_mark is not None and stop_mark.exists():
+            raise Stopped("not started: the sweep was told to stop", int(stop_mark.read_text(encoding="ascii")))
         run = compose.to_run(composed)
-        outcome = pipeline.execute(run, retry=retry or run.runtime.retry)
+        outcome = pipeline.execute(run, retry=retry or run.runtime.retry, stop_mark=stop_mark)
     except Busy as e:
         return now(state="busy", faults=e.faults, exit_code=e.exit_code, folder=str(e.folder))
     except LodareproError as e:

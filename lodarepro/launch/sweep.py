@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from types import FrameType
+from typing import Any, ClassVar, Literal
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
@@ -19,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lodarepro import compose, records
 from lodarepro.errors import BadInput
-from lodarepro.launch.job import job
+from lodarepro.launch.job import STOP, job
 from lodarepro.launch.status import Status, clear_statuses, read_statuses
 
 LOOK_SECONDS = 1.0  # between two looks at runs that other processes hold
@@ -34,6 +38,11 @@ PLUGINS = {
 """launcher to this package's extra that brings it, and its module"""
 
 
+JOBLIBS = {f"hydra/launcher={name}" for name, (_, module) in PLUGINS.items() if module == JOBLIB}
+
+logger = logging.getLogger(__name__)
+
+
 class SweepFolder(Callback):
     """Tells the process that started a sweep where it is, and clears what an older one left there.
 
@@ -46,24 +55,29 @@ class SweepFolder(Callback):
         """Called by Hydra before the first job."""
         folder = Path(config.hydra.sweep.dir)
         clear_statuses(folder)
+        (folder / STOP).unlink(missing_ok=True)
         SweepFolder.latest = folder
 
 
-def check_launcher(overrides: Iterable[str]) -> bool:
-    """Whether the launcher that the overrides name takes cells to other machines.
+def check_launcher(overrides: Iterable[str]) -> Literal["here", "elsewhere"] | None:
+    """Where the launcher that the overrides name has cells done.
+
+    Returns:
+        `here` in workers on this machine, `elsewhere` on other machines; None: in this process, or by a launcher that
+        is not known.
 
     Raises:
         BadInput: its package is not installed.
     """
-    elsewhere = False
+    place: Literal["here", "elsewhere"] | None = None
     for text in overrides:
         key, _, name = text.partition("=")
         if key == "hydra/launcher" and name in PLUGINS:
             extra, module = PLUGINS[name]
             if not _installed(module):
                 raise BadInput(f"{text}: its package is not installed; pip install 'lodarepro[{extra}]'")
-            elsewhere = name in ("slurm", "submitit_slurm")
-    return elsewhere
+            place = "elsewhere" if name in ("slurm", "submitit_slurm") else "here"
+    return place
 
 
 def _installed(module: str) -> bool:
@@ -126,11 +140,48 @@ class Sweep:
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=self._context, task_function=job, config=self._config
             )
-            launcher.launch([list(cell) for cell in cells], initial_job_idx=self._next)
+            for returned in launcher.launch([list(cell) for cell in cells], initial_job_idx=self._next):
+                _ = returned.return_value  # raises what kept a job from leaving its status
         except compose.UNFIT as e:
             raise compose.fault_of(e) from None
         finally:
             self._next += len(cells)
+
+
+@contextmanager
+def stopping_workers(overrides: Iterable[str], folder: Callable[[], Path | None]) -> Iterator[Callable[[], int]]:
+    """Let SIGINT and SIGTERM end a sweep in workers of this machine in order, as they do one in this process.
+
+    joblib would end its workers at once. Here the first signal leaves a mark in the sweep's folder, by which the cells
+    at work save and stop and no other starts; the second ends all at once.
+
+    Args:
+        overrides: which name the launcher; with others nothing is done.
+        folder: of the sweep, once it is known.
+
+    Yields:
+        A function that gives the exit status of a stop: 128 + the number of the signal, or 0.
+    """
+    asked: list[int] = []
+
+    def mark(number: int, frame: FrameType | None) -> None:
+        del frame
+        where = folder()
+        if asked or where is None:
+            raise KeyboardInterrupt
+        asked.append(number)
+        (where / STOP).write_text(str(int(number)), encoding="ascii")
+        logger.warning("stopping the workers after this step (again to stop at once)")
+
+    if not JOBLIBS & set(overrides):
+        yield lambda: 0
+        return
+    before = {number: signal.signal(number, mark) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: 128 + asked[0] if asked else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def quoted(text: str) -> str:
@@ -150,6 +201,8 @@ def settle(folder: Path, launch: Callable[[list[tuple[str, ...]]], None]) -> Non
         launch: hands cells to the launcher.
     """
     while busy := [status for status in read_statuses(folder) if status.state == "busy"]:
+        if (folder / STOP).exists():
+            return
         free = [s.overrides for s in busy if s.folder is None or not records.held(Path(s.folder))]
         if free:
             launch(free)
@@ -157,10 +210,21 @@ def settle(folder: Path, launch: Callable[[list[tuple[str, ...]]], None]) -> Non
             time.sleep(LOOK_SECONDS)
 
 
-def concluded(folder: Path) -> list[Status]:
-    """How the cells of a sweep ended, once its launcher has: a worker that died without a word has failed."""
-    fault = "its worker ended without a word (killed, or out of memory?); the same command continues"
-    return [
-        Status(s.overrides, "failed", s.number, (fault,), exit_code=1, started=s.started) if s.state == "running" else s
+def concluded(folder: Path, cells: Iterable[Sequence[str]] = ()) -> list[Status]:
+    """How the cells of a sweep ended, once its launcher has.
+
+    Args:
+        folder: of the sweep.
+        cells: what was handed to the launcher, where it is known.
+
+    Returns:
+        Their last statuses. A worker that died without a word has failed; a cell without a status was not started.
+    """
+    died = "its worker ended without a word (killed, or out of memory?); the same command continues"
+    found = [
+        Status(s.overrides, "failed", s.number, (died,), exit_code=1, started=s.started) if s.state == "running" else s
         for s in read_statuses(folder)
     ]
+    known = {status.overrides for status in found}
+    fault = "was not started; the same command goes on"
+    return found + [Status(tuple(c), "failed", -1, (fault,), exit_code=1) for c in cells if tuple(c) not in known]

@@ -10,7 +10,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import log10, sqrt
 from pathlib import Path
 from typing import Literal
 
@@ -44,12 +44,14 @@ class Range:
         low, high: the lowest and the highest of their figures, in the column's unit.
         count: how many there are.
         tolerance: half the last digit of the coarsest of them.
+        decimals: of the finest of them.
     """
 
     low: float
     high: float
     count: int
     tolerance: float
+    decimals: int
 
     def holds(self, value: float) -> bool:
         """Whether a value is in the range, widened by the tolerance."""
@@ -66,7 +68,7 @@ class Cell:
         printed: the paper's figure; None: none, or not readable.
         reruns: what others measured; None: nothing known.
         best: whether its mean is the best of its group.
-        tied: whether the test tells it from the best of its group; None: not tested.
+        tied: whether the test does not tell it from the best of its group; None: not tested.
     """
 
     values: tuple[float, ...]
@@ -199,7 +201,8 @@ def fill(table: Table, archive: Archive, counts: Mapping[str, Counts], reruns: R
         BadInput: a column names no metric of the table's suite, or a unit that it can't have.
     """
     shown = columns(table)
-    groups, beside = [], {}
+    groups: list[FilledGroup] = []
+    beside: dict[str, tuple[Rerun, ...]] = {}
     for group in table.groups:
         rows = []
         for row in group.rows:
@@ -214,7 +217,7 @@ def fill(table: Table, archive: Archive, counts: Mapping[str, Counts], reruns: R
         table=table,
         groups=tuple(groups),
         columns=shown,
-        notes=(*notes, *notes_on_them),
+        notes=(*notes, *notes_on_them, *_unlike_files([row for group in groups for row in group.rows])),
         signatures=signatures,
         reruns=beside,
         about_reruns=reruns.about,
@@ -227,19 +230,23 @@ def columns(table: Table) -> tuple[units.Column, ...]:
     Raises:
         BadInput: one names no metric of the table's suite, a unit that it can't have, or a subset that there is not.
     """
-    found = []
+    found, faults = [], []
     for place, column in enumerate(table.columns):
+        where = f"table {table.name}: column {column.key}"
         try:
             shown = units.column_in(table.suite, column.metric, column.unit)
         except ValueError as e:
-            raise BadInput(f"table {table.name}: column {column.key}: {e}") from None
+            faults.append(f"{where}: {e}")
+            continue
         subsets = (ALL, *units.SUBSETS)
         if column.subset not in subsets:
-            raise BadInput(f"table {table.name}: column {column.key}: no such subset{nearest(column.subset, subsets)}")
+            faults.append(f"{where}: no such subset{nearest(column.subset, subsets)}")
         figures = [row.printed[place] for row in table.rows if row.printed]
         digits = max((figure.decimals for figure in figures if figure is not None), default=0)
         title = shown.title if column.subset == ALL else f"{shown.title} ({column.subset})"
         found.append(replace(shown, title=title, decimals=max(digits, shown.decimals)))
+    if faults:
+        raise BadInput(faults)
     return tuple(found)
 
 
@@ -257,6 +264,9 @@ def _filled(table: Table, row: Row, archive: Archive, counts: Counts, reruns: Se
         notes.append(left_out)
     if odd := sorted({file for run in chosen.values() for file in _not_pinned(run.record)}):
         notes.append(f"Other bytes than the papers' in {', '.join(odd)}.")
+    local = {run.record.identity["checksums"]["model"][:12] for run in chosen.values() if _local_weights(run.record)}
+    if local:
+        notes.append(f"Base weights from a local folder, not the pinned revision: sha256 {', '.join(sorted(local))}.")
     if dirty := sorted(seed for seed, run in chosen.items() if run.record.provenance["code"]["dirty"]):
         notes.append(f"Run with uncommitted changes to the code (seed {_listed(dirty)}).")
     if failures:
@@ -320,6 +330,10 @@ def _not_pinned(record: Record) -> list[str]:
     return [split["file"] for split in data.values() if pins and not split["pinned"]]
 
 
+def _local_weights(record: Record) -> bool:
+    return record.config["model"].get("hub") is not None and record.provenance["base_model"]["origin"] == "local"
+
+
 def _checkpoint(run: Found, checkpoints: Sequence[str]) -> list[Evaluation]:
     """The evaluations of one checkpoint, one a subset: of those named, that with the best test BLEU."""
     of: dict[str, list[Evaluation]] = {}
@@ -375,14 +389,21 @@ def _range(reruns: Sequence[Rerun], column: Column) -> Range | None:
         return units.in_unit(value, unit, column.unit, metric=column.metric)
 
     values = [here(figure.value, unit) for figure, unit in figures]
-    return Range(min(values), max(values), len(values), max(here(figure.half_digit, unit) for figure, unit in figures))
+    halves = [here(figure.half_digit, unit) for figure, unit in figures]
+    return Range(min(values), max(values), len(values), max(halves), decimals=round(-log10(2 * min(halves))))
 
 
 def _with_best(table: Table, rows: Sequence[FilledRow]) -> tuple[FilledRow, ...]:
-    """The rows of a group with the best mean of each column marked, among those of enough seeds."""
+    """The rows of a group with the best mean of each column marked, among those of enough seeds.
+
+    They compete with what was scored alike on the same test data: the most rows that were.
+    """
     cells = [list(row.cells) for row in rows]
     for place, column in enumerate(table.columns):
         means = {i: row[place].mean for i, row in enumerate(cells) if row[place].n >= ENOUGH_SEEDS}
+        alike = {i: (cells[i][place].signature, _test_data(rows[i])) for i in means}
+        usual = Counter(alike.values()).most_common(1)
+        means = {i: mean for i, mean in means.items() if alike[i] == usual[0][0]}
         if len(means) < 2:
             continue
         sign = 1 if units.higher_is_better(table.suite, column.metric) else -1
@@ -391,6 +412,24 @@ def _with_best(table: Table, rows: Sequence[FilledRow]) -> tuple[FilledRow, ...]
             if mean is not None and sign * mean >= best - _ROUNDING:
                 cells[i][place] = replace(cells[i][place], best=True)
     return tuple(replace(row, cells=tuple(found)) for row, found in zip(rows, cells, strict=True))
+
+
+def _test_data(row: FilledRow) -> str | None:
+    return row.records[0].identity["checksums"]["test"] if row.records else None
+
+
+def _unlike_files(rows: Sequence[FilledRow]) -> list[str]:
+    """A note for each dataset or model whose files are not the same in all rows."""
+    seen: dict[str, set[str]] = {}
+    for record in (record for row in rows for record in row.records):
+        checksums = record.identity["checksums"]
+        seen.setdefault(f"test data of {record.config['dataset']['name']}", set()).add(checksums["test"][:12])
+        seen.setdefault(f"weights of {record.config['model']['name']}", set()).add(checksums["model"][:12])
+    return [
+        f"Rows don't compare: they have different {what} (sha256 {', '.join(sorted(found))})."
+        for what, found in seen.items()
+        if len(found) > 1
+    ]
 
 
 def _signatures(table: Table, rows: Sequence[FilledRow]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -436,7 +475,8 @@ def with_significance(filled: FilledTable, root: Path) -> FilledTable:
             if best is None or column.metric == units.VAL_LOSS:
                 continue
             for i, row in enumerate(cells):
-                if row[place].n < ENOUGH_SEEDS or row[place].best:
+                whole = row[place].n == len(group.rows[i].records)  # else the mean has left seeds out
+                if row[place].n < ENOUGH_SEEDS or row[place].best or not whole:
                     continue
                 if (best, i) not in compared:
                     compared[best, i] = compare_means(of(group.rows[best]), of(group.rows[i]))

@@ -70,7 +70,8 @@ def markdown(filled: FilledTable, *, check: bool = False) -> str:
         markdown_rows([text(line) for line in lines], texts=_texts(filled)),
         *(["\n".join(_items(below))] if below else []),
     ]
-    return "\n\n".join([*parts, "\n".join(_items(_about(filled, check=check)))]) + "\n"
+    about = _items(_about(filled, check=check))
+    return "\n\n".join([*parts, *(["\n".join(about)] if about else [])]) + "\n"
 
 
 def _items(texts: Sequence[str]) -> list[str]:
@@ -240,7 +241,9 @@ def _difference(cell: Cell, column: Column) -> str:
 def _around(cell: Cell, column: Column) -> str:
     if cell.reruns is None:
         return ""
-    low, high = (f"{value:.{column.decimals}f}" for value in (cell.reruns.low, cell.reruns.high))
+    # As finely as they were published at most.
+    decimals = min(column.decimals, cell.reruns.decimals)
+    low, high = (f"{value:.{decimals}f}" for value in (cell.reruns.low, cell.reruns.high))
     return low if low == high else f"{low} to {high}"
 
 
@@ -356,8 +359,9 @@ def _cell_tree(row: FilledRow, cell: Cell) -> dict[str, Any]:
 
 
 CSV_COLUMNS = (
-    *("table", "group", "method", "overrides", "trainable", "printed_trainable", "metric", "subset", "unit", "n"),
-    *("mean", "std", "print", "print_std", "difference", "reruns_low", "reruns_high", "verdict", "best", "runs"),
+    *("table", "group", "method", "overrides", "trainable", "printed_trainable", "macs", "printed_macs"),
+    *("metric", "subset", "unit", "n", "mean", "std", "print", "print_std", "difference", "reruns_low", "reruns_high"),
+    *("verdict", "best", "tied_with_best", "signature", "runs"),
 )
 
 
@@ -377,6 +381,8 @@ def as_csv(filled: FilledTable) -> str:
                     " ".join(row.row.overrides),
                     row.trainable,
                     row.row.params,
+                    " / ".join(map(str, row.macs or ())),
+                    row.row.macs,
                     column.metric,
                     column.subset,
                     column.unit,
@@ -389,6 +395,8 @@ def as_csv(filled: FilledTable) -> str:
                     None if around is None else around.high,
                     _state(row, cell),
                     "yes" if cell.best else None,
+                    "yes" if cell.tied else None,
+                    cell.signature,
                     " ".join(record.id for record in row.records),
                 ]
                 writer.writerow("" if value is None else value for value in values)
@@ -397,9 +405,9 @@ def as_csv(filled: FilledTable) -> str:
 
 def verdicts(filled: FilledTable) -> dict[str, int]:
     """How many of the cells that have a printed figure have each verdict."""
-    found = {"within print": 0, "within reruns": 0, "outside": 0, NOT_RUN: 0}
+    found = {"within print": 0, "within reruns": 0, "outside": 0, NOT_RUN: 0, FAILED: 0}
     for row in filled.rows:
         for cell in row.cells:
             if cell.printed is not None:
-                found[cell.verdict or NOT_RUN] += 1
+                found[_state(row, cell) or NOT_RUN] += 1
     return found

@@ -178,6 +178,42 @@ def test_a_worker_that_is_killed_is_said_and_the_same_command_continues(cell, tm
     assert "2 of 2 cells finished" in out
 
 
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [(signal.SIGINT, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)],
+    ids=["ctrl-c", "sigterm"],
+)
+def test_a_signal_ends_a_sweep_in_workers_in_order(cell, tmp_path, command, number, to_all):
+    """Cells at work are saved, others not started, no worker stays."""
+    sweep = ["run", "-m", *cell, *SLOW, "seed=1,2,3,4", "hydra/launcher=parallel"]
+    process = command(*sweep, start_new_session=True)
+    folder = wait_until(lambda: sweep_folder(tmp_path), process)
+    wait_until(lambda: held_with_checkpoint(folder, tmp_path), process)
+    workers = wait_until(lambda: workers_at_work(process.pid, tmp_path), process)
+    if to_all:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    assert "the same command continues" in err
+    assert not in_state(folder, "running")
+    assert in_state(folder, "stopped")
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=20)
+
+
+def test_workers_save_and_end_when_the_process_that_started_them_dies(cell, tmp_path, command):
+    process = command("run", "-m", *cell, *SLOW, "train.epochs=200", "seed=1,2", "hydra/launcher=parallel")
+    folder = wait_until(lambda: sweep_folder(tmp_path), process)
+    wait_until(lambda: held_with_checkpoint(folder, tmp_path), process)
+    workers = wait_until(lambda: len(found := workers_at_work(process.pid, tmp_path)) == 2 and found, process)
+    process.kill()
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=30)
+    assert [s.state for s in launch.read_statuses(folder)] == ["stopped"] * 2
+    assert len(list((tmp_path / "results" / "runs").glob("*/checkpoint.safetensors"))) == 2
+
+
 def workers_at_work(parent: int, root: Path) -> list[int]:
     """Children of a process that hold a run's lock file open."""
     found = []

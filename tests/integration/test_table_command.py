@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_a_table_is_filled_by_what_is_missing_and_only_that(table, tmp_path, cap
 
     assert main(["table", *table, "--check"]) == 1
     shown = capsys.readouterr().out
-    verdicts = {"within print": 1, "within reruns": 0, "outside": 2, "not run": 0}
+    verdicts = {"within print": 1, "within reruns": 0, "outside": 2, "not run": 0, "failed": 0}
     assert ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) in shown
     (line, _) = [line for line in shown.splitlines() if "verdict" in line and line.startswith("|")]
     assert "within print" in line and "outside" in line
@@ -121,6 +122,63 @@ def test_a_plan_of_a_table_and_of_a_sweep(table, settings, tmp_path, capsys):
     assert [cell["left"] for cell in tree] == [1, 1]
     assert tree[0]["sizes"] == "counted"
     assert not (tmp_path / "results").exists()
+
+
+def test_json_stays_json_whatever_runs_before(table, tmp_path, capsys):
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(table[0]).read_text())
+    assert main(["table", *table, str(other), "--run", "--seeds", "1", "--json"]) == 0
+    shown = capsys.readouterr()
+    first, second = json.loads(shown.out)
+    assert (first["table"], second["table"]) == ("mine", "other")
+    assert first["groups"] == second["groups"]
+    assert "2 runs left, 0 done" in shown.err
+
+
+def test_a_job_that_cannot_leave_its_status_is_no_cell_that_was_not_run(table, monkeypatch, capsys):
+    def full(folder: Path, status: object) -> None:
+        raise OSError(28, "No space left on device", str(folder))
+
+    # The package's name `job` is the function.
+    monkeypatch.setattr(sys.modules["lodarepro.launch.job"], "write_status", full)
+    assert main(["table", *table, "--run", "--seeds", "1"]) == 2
+    assert "can't be written (No space left on device)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ('{"schema": 1, "evaluations": []}', "is not a record"),
+        ("{", "is not a record"),
+        ("null", "is not a record"),
+    ],
+)
+def test_a_damaged_record_is_one_line(table, tmp_path, content, part, capsys):
+    folder = tmp_path / "results" / "runs" / "some_run"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(content)
+    for command in (["table", *table], ["table", *table, "--run"], ["plan", *table, "--gpu", "a100"]):
+        assert main(command) == 2
+        (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("lodarepro:")]
+        assert part in line and str(folder / "record.json") in line
+
+
+def test_records_that_cannot_be_read_do_not_pass_for_not_run(table, tmp_path, monkeypatch, capsys):
+    runs = tmp_path / "results" / "runs"
+    runs.mkdir(parents=True)
+    iterdir = Path.iterdir
+
+    def barred(path: Path):
+        if path == runs:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", barred)
+    for command in (["table", *table], ["plan", *table, "--gpu", "a100"]):
+        assert main(command) == 2
+        assert (
+            capsys.readouterr().err == f"lodarepro: {runs}: can't be read (Permission denied); check its permissions\n"
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Tables filled from records with known scores: every figure, verdict, best and note, by arithmetic of our own."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -94,6 +94,7 @@ def record(
         provenance={
             "code": {"version": "1.2.3", "commit": "abcdef0123456789", "dirty": dirty},
             "data": {split: {"file": file, "pinned": split not in unpinned} for split, file in files.items()},
+            "base_model": {"origin": "hub"},
         },
         parameters={"trainable": 1, "total": 2},
         training={},
@@ -112,7 +113,9 @@ def archive(root: Path, found: Iterable[Record], *, folders: Sequence[str] | Non
 def failed(root: Path, run: Run, fault: str) -> None:
     folder = root / records.RUNS / f"failed_{run.method.name}_{run.seed}"
     folder.mkdir(parents=True)
-    records.write_failure(folder, Failure(folder.name, compose.plain(run), (fault, "more"), {}))
+    records.write_failure(
+        folder, Failure(folder.name, compose.plain(run), compose.identity(run, {}), (fault, "more"), {})
+    )
 
 
 def agreeing(table: Table) -> dict[str, Counts]:
@@ -184,12 +187,15 @@ def check_cell(cell: Cell, values: Sequence[Fraction], text: str | None, around:
     assert cell.tied is None
 
 
-def check_best(filled: FilledTable, values: Mapping[tuple[str, str], Sequence[Fraction]]) -> None:
+def check_best(
+    filled: FilledTable, values: Mapping[tuple[str, str], Sequence[Fraction]], apart: Collection[tuple[str, str]] = ()
+) -> None:
     """In each group and column the best mean of three seeds and more, where there are two to choose from.
 
     Args:
         filled: the table.
         values: name of the row and key of the column to the figures that count.
+        apart: name of a row and metric that don't compete with the others.
     """
     for group in filled.groups:
         for place, column in enumerate(filled.table.columns):
@@ -197,7 +203,7 @@ def check_best(filled: FilledTable, values: Mapping[tuple[str, str], Sequence[Fr
             means = {}
             for row in group.rows:
                 found = values.get((row_key(group.title, row.row), column.key), ())
-                if len(found) >= 3:
+                if len(found) >= 3 and (row_key(group.title, row.row), column.metric) not in apart:
                     means[row.row.label] = sign * mean_of(found)
             best = {label for label, mean in means.items() if mean == max(means.values()) and len(means) > 1}
             assert {row.row.label for row in group.rows if row.cells[place].best} == best, column.key
@@ -309,8 +315,7 @@ LODA_1 = {
             "<better-of>",
             "Other bytes than the papers' in test.txt, train.txt.",
             "Taken: last (3). Not evaluated: epoch-5.",
-        ],
-        best="nist",
+        ],  # the highest NIST of all, but on other test data
     ),
 }
 OF_OTHERS = {
@@ -420,6 +425,7 @@ def test_what_is_said_below_loda_table_1(filled_loda_1: FilledTable):
     assert filled_loda_1.notes == (
         filled_loda_1.table.notes["spread"],
         "Rows are not all scored alike in cider: see the signatures; `lodarepro score RUN` scores anew.",
+        "Rows don't compare: they have different test data of e2e (sha256 333333333333, 888888888888).",
     )
     plain = {key: (f"metric:{key}|version:1",) for key in UNITS["e2e"]}
     ours = filled_loda_1.signatures
@@ -503,6 +509,7 @@ def check_table(
     filled: FilledTable,
     wanted: Mapping[tuple[str, str], Sequence[Fraction]],
     ranges: Mapping[str, Sequence[str]],
+    apart: Collection[tuple[str, str]] = (),
 ) -> None:
     for group in filled.groups:
         for row in group.rows:
@@ -511,7 +518,7 @@ def check_table(
                 figure = row.row.printed[place]
                 text = None if figure is None else figure.text
                 check_cell(cell, wanted.get((name, column.key), ()), text, around(ranges, name, place))
-    check_best(filled, wanted)
+    check_best(filled, wanted, apart)
 
 
 def test_every_cell_and_note_of_lora_table_14(tmp_path: Path):
@@ -540,7 +547,7 @@ def test_every_cell_and_note_of_lora_table_14(tmp_path: Path):
     assert {e.subset for one in runs for e in one.evaluations} == {"all", "seen", "unseen"}
     counts = {**agreeing(table), medium + "FT": Counts(354_823_168, (1,)), large + "LoRA r=4": Counts(737_280, (1,))}
     filled = aggregate.fill(table, archive(tmp_path, runs), counts, tables.reruns())
-    check_table(filled, wanted, {})
+    check_table(filled, wanted, {}, apart=[(large + "LoRA r=4", "ter")])  # scored by another signature
     found = {cell.verdict for row in filled.rows for cell in row.cells}
     assert found == {"within print", "outside", None}
     assert {cell.n for row in filled.rows for cell in row.cells} == {0, 2, 3}
@@ -688,13 +695,13 @@ def test_within_print_ends_at_twice_the_spread_and_half_a_digit(ours: str, print
 
 @pytest.mark.parametrize("ours", ["68.6", "68.95", "68.60001", "68.94999"])
 def test_within_reruns_ends_half_a_digit_beyond_them(ours: str):
-    around = Range(68.65, 68.9, 3, 0.05)
+    around = Range(68.65, 68.9, 3, 0.05, 2)
     assert cell(f"{ours}*3", "70.0", around).verdict == "within reruns"
 
 
 @pytest.mark.parametrize("ours", ["68.5999", "68.9501"])
 def test_beyond_the_reruns_is_outside(ours: str):
-    around = Range(68.65, 68.9, 3, 0.05)
+    around = Range(68.65, 68.9, 3, 0.05, 2)
     assert cell(f"{ours}*3", "70.0", around).verdict == "outside"
     assert cell(f"{ours}*3", "68.6 ± 0.3", around).verdict == "within print"
 

@@ -68,7 +68,7 @@ def kept(root: Path, *found: Record) -> Archive:
 def failed(root: Path, run: Run, *, name: str = "failed", fault: str = "out of memory") -> Path:
     folder = root / records.RUNS / name
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_failure(folder, Failure(name, compose.plain(run), (fault, "and more"), {}))
+    records.write_failure(folder, Failure(name, compose.plain(run), compose.identity(run, {}), (fault, "and more"), {}))
     return folder
 
 
@@ -278,11 +278,20 @@ def test_a_damaged_failure_is_none(tmp_path: Path, run: Run, content: str):
     assert archive.failure(run) is None and archive.find(run) == []
 
 
-@pytest.mark.parametrize("config", [None, 3, [], "text", {}, {"seed": 1}, {"model": None}])
-def test_a_failure_without_a_configuration_is_of_no_cell(tmp_path: Path, run: Run, config: Any):
+@pytest.mark.parametrize("part", ["config", "identity"])
+@pytest.mark.parametrize("content", [None, 3, [], "text", {}, {"seed": 1}, {"model": None}])
+def test_a_failure_of_another_form_does_not_keep_others_from_being_read(
+    tmp_path: Path, run: Run, part: str, content: Any
+):
     folder = failed(tmp_path, run)
     tree = json.loads((folder / records.FAILURE).read_text(encoding="utf-8"))
-    (folder / records.FAILURE).write_text(json.dumps({**tree, "config": config}), encoding="utf-8")
+    (folder / records.FAILURE).write_text(json.dumps({**tree, part: content}), encoding="utf-8")
+    if not isinstance(content, dict):
+        assert Archive(tmp_path).failure(run) is None
+    else:  # what it was is in the other
+        assert Archive(tmp_path).failure(run) is not None
+    tree |= {"config": content, "identity": content}
+    (folder / records.FAILURE).write_text(json.dumps(tree), encoding="utf-8")
     assert Archive(tmp_path).failure(run) is None
 
 

@@ -242,6 +242,7 @@ def test_steps_and_losses_are_as_many(tmp_path: Path):
 FAILED = Failure(
     id="mini_gpt2-nano_lora-r4_lora_s1_0123456789ab",
     config={"seed": 1, "model": {"path": None}, "end": ["<|endoftext|>", "\n\n"]},
+    identity={"seed": 1},
     faults=("the loss is not a number at step 3", "Ø \u2028"),
     provenance={"argv": ["run"], "torch": "2"},
 )

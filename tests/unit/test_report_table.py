@@ -81,6 +81,7 @@ def record(run: Run, figures: Sequence[float], *, name: str, device: str = "cpu"
             "machine": {"processor": "Some CPU"},
             "device": device,
             "data": {"test": {"file": "test.txt", "pinned": False}},
+            "base_model": {"origin": "embedded"},
         },
         parameters={"trainable": 1, "total": 2},
         training={},
@@ -113,7 +114,10 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> FilledTable:
             for run in row.cells((1, 2)):
                 folder = root / records.RUNS / f"failed-{run.seed}"
                 folder.mkdir()
-                records.write_failure(folder, Failure(folder.name, compose.plain(run), ("out of memory", "x"), {}))
+                records.write_failure(
+                    folder,
+                    Failure(folder.name, compose.plain(run), compose.identity(run, {}), ("out of memory", "x"), {}),
+                )
     counts = {row_key(g.title, row): Counts(400_000, ()) for g in table.groups for row in g.rows}
     counts["First_group: FT W_q"] = Counts(380_000, (1_500_000, 2_000_000))
     return aggregate.fill(table, Archive(root), counts, RERUNS)
@@ -185,7 +189,6 @@ def test_a_table_that_no_paper_printed_has_a_line_a_row(tmp_path: Path):
         "| method | trainable | n | val loss ↓ |  BLEU ↑ |  NIST ↑ | METEOR ↑ |\n"
         "|--------|----------:|--:|-----------:|--------:|--------:|---------:|\n"
         "| FT     | 1,234,567 | 0 |    not run | not run | not run |  not run |\n"
-        "\n\n"
     )
     assert [column.decimals for column in found.columns] == [3, 4, 3, 2]
     # More than three columns of figures are made to fit the page.
@@ -309,6 +312,8 @@ def test_csv_has_a_line_for_each_figure(filled: FilledTable):
         "overrides": "protocol=lora model=gpt2-nano dataset=mini method=ft",
         "trainable": "380000",
         "printed_trainable": "0.38M",
+        "macs": "1500000 / 2000000",
+        "printed_macs": "1.5M / 2.0M",
         "metric": "bleu",
         "subset": "all",
         "unit": "percent",
@@ -317,6 +322,8 @@ def test_csv_has_a_line_for_each_figure(filled: FilledTable):
         "print_std": "0.5",
         "verdict": "within print",
         "best": "yes",
+        "tied_with_best": "",
+        "signature": "metric:bleu|version:1",
         "runs": "ft_s1 ft_s2 ft_s3",
     }
     illegible = found[3]
@@ -402,7 +409,7 @@ def test_all_four_hold_the_same_means(filled: FilledTable):
 
 
 def test_verdicts_are_counted_where_something_is_printed(filled: FilledTable):
-    assert verdicts(filled) == {"within print": 4, "within reruns": 0, "outside": 1, "not run": 6}
+    assert verdicts(filled) == {"within print": 4, "within reruns": 0, "outside": 1, "not run": 3, "failed": 3}
 
 
 # significance -----------------------------------------------------------------------------------

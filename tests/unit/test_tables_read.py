@@ -348,6 +348,19 @@ def test_faults_of_several_rows_are_told_at_once(own: Path):
     ]
 
 
+def test_places_are_no_part_of_a_cell_and_checkpoints_have_names(own: Path):
+    text = NANO + rows_of(
+        "label: A, cell: [method=ft, results.root=elsewhere, dataset.files.train=x.txt]",
+        "label: B, cell: [method=lora], checkpoints: [last, lst, epoch-5, epoch-x]",
+    )
+    assert faults_of(own, text) == [
+        "row 'A': cell: results.root=elsewhere: is no part of a cell; give it on the command line",
+        "row 'A': cell: dataset.files.train=x.txt: is no part of a cell; give it on the command line",
+        "row 'B': checkpoints: lst is none of last, best and epoch-N",
+        "row 'B': checkpoints: epoch-x is none of last, best and epoch-N",
+    ]
+
+
 def test_a_table_without_rows(own: Path):
     assert faults_of(own, NANO + "groups: []\n") == ["it has no rows"]
     assert faults_of(own, NANO + "groups: [{rows: []}]\n") == ["it has no rows"]
@@ -357,7 +370,7 @@ def test_rows_that_can_not_stand_in_one_table(own: Path):
     """The same cell under two labels, the embedded model beside a paper's, and suites without common columns."""
     text = NANO + rows_of(
         "label: A, cell: [method=ft]",
-        "label: B, cell: [method=ft, train.lr=2e-4, runtime.device=cpu]",
+        "label: B, cell: [method=ft, train.lr=2e-4]",
         "label: C, cell: [method=ft, model=gpt2-medium]",
         "label: D, cell: [method=ft, model=gpt2-large, dataset=dart]",
         "label: E, cell: [method=lora, decode.beam=3]",
