@@ -1,9 +1,9 @@
 """`lodarepro table` and `lodarepro plan` on a table of the user's own, with real runs."""
 
 import csv
+import importlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -140,7 +140,7 @@ def test_a_job_that_cannot_leave_its_status_is_no_cell_that_was_not_run(table, m
         raise OSError(28, "No space left on device", str(folder))
 
     # The package's name `job` is the function.
-    monkeypatch.setattr(sys.modules["lodarepro.launch.job"], "write_status", full)
+    monkeypatch.setattr(importlib.import_module("lodarepro.launch.job"), "write_status", full)
     assert main(["table", *table, "--run", "--seeds", "1"]) == 2
     assert "can't be written (No space left on device)" in capsys.readouterr().err
 
