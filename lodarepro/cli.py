@@ -200,12 +200,11 @@ def _with_lines_for_faults(work: Callable[[], Any]) -> int:
     except SystemExit as e:  # Hydra's own, after its help, or a job's that was told to stop with all after it
         return int(e.code or 0)
     except OSError as e:
-        raise BadInput(f"{e.filename}: can't be written ({e.strerror}); give results.root=FOLDER") from None
+        where = e.filename or "the results"
+        raise BadInput(f"{where}: can't be written ({e.strerror or e}); give results.root=FOLDER") from None
     except Exception as e:  # of a launcher whose workers or jobs went away; each cell's status says how far it came
         said = (str(e).splitlines() or [""])[0]
-        print(
-            f"lodarepro: the launcher gave up ({type(e).__name__}: {said}); the same command goes on", file=sys.stderr
-        )
+        print(f"lodarepro: the launcher gave up ({type(e).__name__}: {said}); what is done is kept", file=sys.stderr)
         return 1
     return 0
 

@@ -24,6 +24,7 @@ from lodarepro.tables import row_key
 NOT_RUN, FAILED = "not run", "failed"
 UNREADABLE = "illegible"
 TIED = "≈"
+PAGE = 60  # lines that fit a page, beside the notes
 FITTING = 3  # columns of figures that fit a page's width as they are
 
 BEST = f"Bold: the best mean of a group of rows, of at least {ENOUGH_SEEDS} seeds each."
@@ -79,7 +80,7 @@ def _items(texts: Sequence[str]) -> list[str]:
 
 
 def latex(filled: FilledTable, *, check: bool = False) -> str:
-    """The table with its notes as a LaTeX float for the packages booktabs and graphicx."""
+    """The table with its notes for LaTeX with booktabs: a float, or where it is too long for a page, a longtable."""
     lines, notes = _lines(filled, check=check)
     width, texts = len(lines[0].texts), _texts(filled)
     body: list[str] = []
@@ -100,20 +101,42 @@ def latex(filled: FilledTable, *, check: bool = False) -> str:
             body.append(r"\midrule")
         before = line.kind
     below = [f"[{mark}] {note}" for mark, note in notes.items()] + _about(filled, check=check)
+    paragraphs = [rf"\par\footnotesize\raggedright {_tex(text)}" for text in below]
+    columns = f"{'l' * texts}{'r' * (width - texts)}"
+    caption, label = rf"\caption{{{_tex(_titled(filled))}}}", rf"\label{{tab:{filled.table.name}}}"
+    if len(lines) > PAGE:
+        return "\n".join(
+            [
+                r"% needs \usepackage{booktabs,longtable}",
+                r"{\footnotesize",
+                rf"\begin{{longtable}}{{{columns}}}",
+                rf"{caption}{label} \\",
+                r"\toprule",
+                body[0],
+                body[1],
+                r"\endhead",
+                *body[2:],
+                r"\bottomrule",
+                r"\end{longtable}",
+                *paragraphs,
+                "}",
+                "",
+            ]
+        )
     return "\n".join(
         [
             r"% needs \usepackage{booktabs,graphicx}",
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{_tex(_titled(filled))}}}",
-            rf"\label{{tab:{filled.table.name}}}",
+            caption,
+            label,
             r"\resizebox{\textwidth}{!}{%" if len(filled.columns) > FITTING else "{%",
-            rf"\begin{{tabular}}{{{'l' * texts}{'r' * (width - texts)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             *body,
             r"\bottomrule",
             r"\end{tabular}}",
-            *(rf"\par\footnotesize\raggedright {_tex(text)}" for text in below),
+            *paragraphs,
             r"\end{table}",
             "",
         ]

@@ -556,3 +556,13 @@ def test_texts_of_other_segments_are_not_compared(tested_table: Table, tmp_path:
     records.write_decoded(path, texts(29, 2, reference="other"))
     with pytest.raises(BadInput, match="the two sets of hypotheses were not measured alike"):
         aggregate.with_significance(filled_of(tested_table, tmp_path), tmp_path)
+
+
+def test_a_table_that_is_too_long_for_a_page_goes_over_several(filled: FilledTable):
+    first, *rest = filled.groups
+    rows = tuple(first.rows[0] for _ in range(40))
+    text = latex(replace(filled, groups=(replace(first, rows=rows), *rest)))
+    assert r"\begin{longtable}" in text and r"\endhead" in text and r"\begin{table}" not in text
+    assert text.count("{") == text.count("}")
+    head, _, body = text.partition(r"\endhead")
+    assert "method" in head and "method" not in body
