@@ -6,6 +6,7 @@ import os
 # threads are many times slower than one on models this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,18 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the reference material in {folder} (or in $LODAREPRO_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the user's caches, or reaches beyond this machine."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LODAREPRO_CACHE", str(folder / "cache"))
+        patch.setenv("HF_HOME", str(folder / "hub"))
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,14 +23,8 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or fills the user's caches, or reaches beyond this machine."""
-    folder = tmp_path_factory.mktemp("caches")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LODAREPRO_CACHE", str(folder / "cache"))
-        patch.setenv("HF_HOME", str(folder / "hub"))
-        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        yield
+def caches(own_caches: None) -> None:
+    """Every test here."""
 
 
 @pytest.fixture(scope="session")

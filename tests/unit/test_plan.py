@@ -4,7 +4,6 @@ import functools
 import json
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,16 +26,7 @@ NANO = ("model=gpt2-nano", "dataset=mini", "runtime.device=cpu")
 MEDIUM = ("model=gpt2-medium",)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or fills the user's caches, or reaches beyond this machine."""
-    folder = tmp_path_factory.mktemp("caches")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LODAREPRO_CACHE", str(folder / "cache"))
-        patch.setenv("HF_HOME", str(folder / "hub"))
-        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
-        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        yield
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @functools.cache
