@@ -126,7 +126,7 @@ def read(folder: Path) -> Record | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:
-        raise BadInput(f"{path}: can't be read ({e.strerror}); check its permissions") from None
+        raise BadInput(f"{path}: can't be used ({e.strerror}); check the path") from None
     except ValueError as e:
         raise BadInput(f"{path} is not a record ({e}); delete it to run again") from None
     try:
@@ -170,7 +170,7 @@ def runs(root: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as e:
-        raise BadInput(f"{e.filename or root / RUNS}: can't be read ({e.strerror}); check its permissions") from None
+        raise BadInput(f"{e.filename or root / RUNS}: can't be used ({e.strerror}); check the path") from None
 
 
 @dataclass(frozen=True)

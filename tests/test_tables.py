@@ -159,7 +159,13 @@ def test_a_table_without_runs_is_filled_and_shown(name: str, tmp_path: Path):
     filled = aggregate.fill(table, Archive(tmp_path), counts, tables.reruns())
     assert all(cell.n == 0 and cell.verdict is None for row in filled.rows for cell in row.cells)
     figures = [figure for row in table.rows for figure in row.printed if figure is not None]
-    assert shown.verdicts(filled) == {"within print": 0, "within reruns": 0, "outside": 0, "not run": len(figures)}
+    assert shown.verdicts(filled) == {
+        "within print": 0,
+        "within reruns": 0,
+        "outside": 0,
+        "not run": len(figures),
+        "failed": 0,
+    }
     text = shown.markdown(filled, check=True)
     assert all(row.label in text for row in table.rows)
     assert len(shown.as_csv(filled).splitlines()) == 1 + len(table.rows) * len(table.columns)

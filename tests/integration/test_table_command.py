@@ -176,9 +176,7 @@ def test_records_that_cannot_be_read_do_not_pass_for_not_run(table, tmp_path, mo
     monkeypatch.setattr(Path, "iterdir", barred)
     for command in (["table", *table], ["plan", *table, "--gpu", "a100"]):
         assert main(command) == 2
-        assert (
-            capsys.readouterr().err == f"lodarepro: {runs}: can't be read (Permission denied); check its permissions\n"
-        )
+        assert capsys.readouterr().err == f"lodarepro: {runs}: can't be used (Permission denied); check the path\n"
 
 
 @pytest.mark.parametrize(
