@@ -54,7 +54,7 @@ class Archive:
                         record.identity.get("protocol_version"),
                         compose.PROTOCOL_VERSION,
                     )
-            elif (failure := records.read_failure(folder)) is not None:
+            elif (failure := records.read_failure(folder)) is not None and _of_this_version(failure):
                 self._failed[_key_of(failure.config, failure.identity, decode=True)] = failure
 
     def find(self, run: config.Run) -> list[Found]:
@@ -75,6 +75,11 @@ class Archive:
     def failure(self, run: config.Run) -> Failure | None:
         """Why a cell failed, where it did and was not finished since."""
         return None if self.find(run) else self._failed.get(_key(compose.identity(run, {}), decode=True))
+
+
+def _of_this_version(failure: Failure) -> bool:
+    """Whether it would be the same run now; another version's has another id and may be tried."""
+    return bool(failure.identity.get("protocol_version", compose.PROTOCOL_VERSION) == compose.PROTOCOL_VERSION)
 
 
 def _same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -164,27 +164,51 @@ def _run(arguments: list[str]) -> int:
     )
     launch.started_here()
     if not given.multirun or informative or given.cfg or given.info:
-        _with_lines_for_faults(main_of_hydra(launch.job))
+        ended = _with_lines_for_faults(main_of_hydra(launch.job))
         if informative or given.cfg or given.info:
             return 0
-        return _conclude(launch.ended_here, sweep=False)
+        return max(ended, _conclude(launch.ended_here, sweep=False))
 
     if launch.check_launcher(given.overrides):
         _fetch([cell.run for cell in cells])
     total = None if _chooses_sweeper(given.overrides) else len(cells)
     folder = partial(getattr, launch.SweepFolder, "latest")
     launch.SweepFolder.latest = None
-    with launch.shown(total, folder), launch.stopping_workers(given.overrides, folder) as stopped:
-        ended = _with_lines_for_faults(main_of_hydra(launch.job))
-        if folder() is not None and not ended:
-            ended = _with_lines_for_faults(partial(_settle, given.overrides, folder(), extra))
-    ended = max(ended, stopped())
+    ended = _swept(
+        main_of_hydra(launch.job),
+        lambda: _settle(given.overrides, folder(), extra),
+        total=total,
+        folder=folder,
+        overrides=given.overrides,
+    )
     return ended if folder() is None else max(ended, _conclude(launch.concluded(folder()), sweep=True, total=total))
 
 
 def _chooses_sweeper(overrides: Sequence[str]) -> bool:
     """Whether a sweeper of the user's decides how many cells there are."""
     return any(text.partition("=")[0] == "hydra/sweeper" for text in overrides)
+
+
+def _swept(
+    first: Callable[[], Any],
+    then: Callable[[], Any],
+    *,
+    total: int | None,
+    folder: Callable[[], Path | None],
+    overrides: Sequence[str],
+) -> int:
+    """Do the cells of a sweep, shown while they are done: a first pass, then what other processes held meanwhile.
+
+    Returns:
+        The exit status of what ended it before its cells did, or 0.
+    """
+    from lodarepro import launch
+
+    with launch.shown(total, folder), launch.stopping_workers(overrides, folder) as stopped:
+        ended = _with_lines_for_faults(first)
+        if folder() is not None and not ended:
+            ended = _with_lines_for_faults(then)
+    return max(ended, stopped())
 
 
 def _with_lines_for_faults(work: Callable[[], Any]) -> int:
@@ -315,7 +339,7 @@ def _table(arguments: list[str]) -> int:
             bad = counted["outside"] + counted[shown.NOT_RUN] + counted[shown.FAILED]
             status = max(status, int(bad > 0))
         if given.json:
-            trees.append(json.loads(shown.as_json(filled)))
+            trees.append(shown.as_tree(filled))
             continue
         print(shown.markdown(filled, check=given.check), end="")
         if given.check:
@@ -350,22 +374,21 @@ def _names_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [w for w in words if "=" not in w], [w for w in words if "=" in w]
 
 
-def _results_root(table: Table) -> Path:
-    return Path(table.rows[0].run.results.root).expanduser()
+def _results_root(run: config.Run) -> Path:
+    return Path(run.results.root).expanduser()
 
 
 def _tables_folder(table: Table) -> Path:
-    return _results_root(table) / "tables"
+    return _results_root(table.rows[0].run) / "tables"
 
 
 def _filled_table(table: Table, *, significance: bool) -> FilledTable:
-    from lodarepro import records, tables
+    from lodarepro import tables
     from lodarepro.archive import Archive
     from lodarepro.report import aggregate
 
-    root = _results_root(table)
-    with records.disk_faults(root):
-        archive = Archive(root)
+    root = _results_root(table.rows[0].run)
+    archive = Archive(root)
     filled = aggregate.fill(table, archive, _counts(table, archive), tables.reruns())
     return aggregate.with_significance(filled, root) if significance else filled
 
@@ -373,20 +396,18 @@ def _filled_table(table: Table, *, significance: bool) -> FilledTable:
 def _counts(table: Table, archive: Archive) -> dict[str, Counts]:
     """What counting gives for each row; where a finished run says it, torch need not be imported."""
     from lodarepro.report.aggregate import Counts
-    from lodarepro.tables import row_key
 
     found = {}
-    for group in table.groups:
-        for row in group.rows:
-            run = archive.find(row.run)
-            if run and not row.macs:
-                found[row_key(group.title, row)] = Counts(run[0].record.parameters["trainable"], ())
-                continue
-            from lodarepro.cost import count
+    for key, row in table.keyed_rows:
+        run = archive.find(row.run)
+        if run and not row.macs:
+            found[key] = Counts(run[0].record.parameters["trainable"], ())
+            continue
+        from lodarepro.cost import count
 
-            counted = count(row.run.model, row.run.method)
-            merged = () if counted.qkv_macs_merged is None else (counted.qkv_macs_merged,)
-            found[row_key(group.title, row)] = Counts(counted.trainable, (*merged, counted.qkv_macs))
+        counted = count(row.run.model, row.run.method)
+        merged = () if counted.qkv_macs_merged is None else (counted.qkv_macs_merged,)
+        found[key] = Counts(counted.trainable, (*merged, counted.qkv_macs))
     return found
 
 
@@ -412,7 +433,7 @@ def _run_table(table: Table, places: Sequence[str], *, quiet: bool) -> int:
     from lodarepro import launch, plan
     from lodarepro.archive import Archive
 
-    archive = Archive(_results_root(table))
+    archive = Archive(_results_root(table.rows[0].run))
     missing = _missing(table, archive)
     if not missing:
         logger.info("%s: no cell is missing", table.name)
@@ -427,14 +448,13 @@ def _run_table(table: Table, places: Sequence[str], *, quiet: bool) -> int:
         text = plan.report(plan.plan(planned, measure=not elsewhere))
         print(text, end="\n\n", flush=True, file=sys.stderr if quiet else sys.stdout)
     cells = [(*row.overrides, *local, f"seed={run.seed}") for row, run in missing]
-    with (
-        launch.shown(len(cells), lambda: sweep.folder),
-        launch.stopping_workers(hydras, lambda: sweep.folder) as stopped,
-    ):
-        ended = _with_lines_for_faults(lambda: sweep.launch(cells))
-        if not ended:
-            ended = _with_lines_for_faults(lambda: launch.settle(sweep.folder, sweep.launch))
-    ended = max(ended, stopped())
+    ended = _swept(
+        lambda: sweep.launch(cells),
+        lambda: launch.settle(sweep.folder, sweep.launch),
+        total=len(cells),
+        folder=lambda: sweep.folder,
+        overrides=hydras,
+    )
     # Of a sweep that was stopped, the cells that were not started are no failures.
     statuses = launch.concluded(sweep.folder, [] if ended > 2 else cells)
     _tell_faults(statuses, sweep=True)
@@ -477,20 +497,25 @@ def _asked(table: Table, archive: Archive, counted: set[str]) -> list[plan.Asked
         archive: what is done and what failed.
         counted: cells to leave out, as they stand in another table; those of this one are added.
     """
-    from lodarepro import compose, plan
-    from lodarepro.tables import row_key
+    from lodarepro import compose
+    from lodarepro.provenance import canonical_json
 
     found = []
-    for group in table.groups:
-        for row in group.rows:
-            identities = {repr(compose.identity(run, {})): run for run in row.cells(table.seeds)}
-            runs = [run for key, run in identities.items() if key not in counted]
-            counted |= identities.keys()
-            done = [run for run in runs if archive.find(run)]
-            failed = [run for run in runs if archive.failure(run) and not run.runtime.retry]
-            left = len(runs) - len(done) - len(failed)
-            found.append(plan.Asked(row_key(group.title, row), row.run, left, len(done)))
+    for label, row in table.keyed_rows:
+        identities = {canonical_json(compose.identity(run, {})): run for run in row.cells(table.seeds)}
+        runs = [run for key, run in identities.items() if key not in counted]
+        counted |= identities.keys()
+        found.append(_asked_of(label, row.run, runs, archive))
     return found
+
+
+def _asked_of(label: str, described: config.Run, runs: Sequence[config.Run], archive: Archive) -> plan.Asked:
+    """Runs that differ in their seeds alone, as a plan takes them."""
+    from lodarepro import plan
+
+    done = sum(bool(archive.find(run)) for run in runs)
+    failed = sum(archive.failure(run) is not None and not run.runtime.retry for run in runs)
+    return plan.Asked(label, described, len(runs) - done - failed, done)
 
 
 def _plan(arguments: list[str]) -> int:
@@ -519,17 +544,14 @@ def _plan(arguments: list[str]) -> int:
         counted: set[str] = set()  # tables share cells
         for name in names:
             table = tables.read(name, places=overrides, seeds=given.seeds, own=own)
-            asked += _asked(table, Archive(_results_root(table)), counted)
+            asked += _asked(table, Archive(_results_root(table.rows[0].run)), counted)
     else:
         if given.seeds:
             overrides = [*overrides, f"seed={','.join(map(str, given.seeds))}"]
         cells = compose.cells(overrides, multirun=True, own=own)
-        archive = Archive(Path(cells[0].run.results.root).expanduser())
+        archive = Archive(_results_root(cells[0].run))
         for cell in cells:
-            done = bool(archive.find(cell.run))
-            failed = archive.failure(cell.run) is not None and not cell.run.runtime.retry
-            label = " ".join(cell.overrides) or "defaults"
-            asked.append(plan.Asked(label, cell.run, int(not done and not failed), int(done)))
+            asked.append(_asked_of(" ".join(cell.overrides) or "defaults", cell.run, [cell.run], archive))
     utilisation = plan.UTILISATION if given.utilisation is None else given.utilisation
     planned = plan.plan(asked, gpu=given.gpu, utilisation=utilisation)
     _show(given, plan.as_json(planned), plan.report(planned))

@@ -80,11 +80,23 @@ def count(model: config.Model, method: object) -> Count:
         model: sizes.
         method: the method's config.
     """
-    with torch.device("meta"):
-        net = GPT2(sizes_of(model))
-        attach(net, method, torch.Generator())
-        finalize(net, method)
-    return count_parameters(net)
+    key = _key(model, method)
+    if key not in _COUNTS:
+        with torch.device("meta"):
+            net = GPT2(sizes_of(model))
+            attach(net, method, torch.Generator())
+            finalize(net, method)
+        _COUNTS[key] = count_parameters(net)
+    return _COUNTS[key]
+
+
+def _key(model: config.Model, method: object) -> str:
+    """What a count follows from: configs may hold dictionaries, so their text; a user's methods, their module too."""
+    return repr((model, type(method).__module__, method))
+
+
+_COUNTS: dict[str, Count] = {}
+_FLOPS: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -149,8 +161,8 @@ def forward_flops(model: config.Model, method: object, *, tokens: float, targets
 
 def _flops_a_token(model: config.Model, method: object) -> int:
     """Operations of the blocks for one token more; what a call does once, whatever its tokens, is not among them."""
-    key = repr((model, method))
-    if key not in _COUNTED:
+    key = _key(model, method)
+    if key not in _FLOPS:
         with torch.device("meta"), torch.no_grad():
             net = _without_content(model, method)
             finalize(net, method)
@@ -159,11 +171,8 @@ def _flops_a_token(model: config.Model, method: object) -> int:
                 with FlopCounterMode(display=False) as counter:
                     net(torch.zeros(rows, 1, dtype=torch.long))
                 totals.append(int(counter.get_total_flops()))
-        _COUNTED[key] = totals[1] - totals[0]
-    return _COUNTED[key]
-
-
-_COUNTED: dict[str, int] = {}
+        _FLOPS[key] = totals[1] - totals[0]
+    return _FLOPS[key]
 
 
 def _without_content(model: config.Model, method: object) -> GPT2:

@@ -6,7 +6,6 @@ trusted: 2.40 is not 2.4.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from lodarepro import compose, config
 from lodarepro.errors import BadInput, nearest
+from lodarepro.provenance import canonical_json
 from lodarepro.scores import Unit
 
 FOLDER = "table"
@@ -175,6 +175,11 @@ class Table:
     def rows(self) -> list[Row]:
         """All rows in order."""
         return [row for group in self.groups for row in group.rows]
+
+    @property
+    def keyed_rows(self) -> list[tuple[str, Row]]:
+        """All rows in order, each with its name within the table."""
+        return [(row_key(group.title, row), row) for group in self.groups for row in group.rows]
 
     @cached_property
     def suite(self) -> str:
@@ -417,13 +422,13 @@ def _mixed(table: Table) -> list[str]:
             f"figures of {', '.join(sorted(embedded))} show that the pipeline works and never share a table with those "
             f"of {', '.join(sorted(others))}"
         )
-    keys = Counter(row_key(group.title, row) for group in table.groups for row in group.rows)
+    keys = Counter(key for key, _ in table.keyed_rows)
     faults += [
         f"{count} rows are called '{key}'; give each a label of its own" for key, count in keys.items() if count > 1
     ]
     seen: dict[str, str] = {}
     for row in table.rows:
-        key = json.dumps(compose.identity(row.run, {}), sort_keys=True)
+        key = canonical_json(compose.identity(row.run, {}))
         if key in seen:
             faults.append(f"rows '{seen[key]}' and '{row.label}' are the same cell")
         seen[key] = row.label

@@ -36,8 +36,6 @@ PLUGINS = {
     "submitit_local": ("slurm", SUBMITIT),
 }
 """launcher to this package's extra that brings it, and its module"""
-
-
 JOBLIBS = {f"hydra/launcher={name}" for name, (_, module) in PLUGINS.items() if module == JOBLIB}
 
 logger = logging.getLogger(__name__)
@@ -104,7 +102,6 @@ class Sweep:
         Raises:
             BadInput: Hydra can't compose the launcher's configuration.
         """
-        check_launcher(overrides)
         place = [] if folder is None else [f"hydra.sweep.dir={quoted(str(folder))}"]
         try:
             GlobalHydra.instance().clear()

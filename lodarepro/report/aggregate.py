@@ -402,8 +402,7 @@ def _with_best(table: Table, rows: Sequence[FilledRow]) -> tuple[FilledRow, ...]
     for place, column in enumerate(table.columns):
         means = {i: row[place].mean for i, row in enumerate(cells) if row[place].n >= ENOUGH_SEEDS}
         alike = {i: (cells[i][place].signature, _test_data(rows[i])) for i in means}
-        usual = Counter(alike.values()).most_common(1)
-        means = {i: mean for i, mean in means.items() if alike[i] == usual[0][0]}
+        means = {i: mean for i, mean in means.items() if alike[i] == Counter(alike.values()).most_common(1)[0][0]}
         if len(means) < 2:
             continue
         sign = 1 if units.higher_is_better(table.suite, column.metric) else -1

@@ -326,9 +326,14 @@ def _provenance(records: Sequence[Record]) -> str:
 
 
 def as_json(filled: FilledTable) -> str:
+    """What `as_tree` gives, as text."""
+    return json.dumps(as_tree(filled), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_tree(filled: FilledTable) -> dict[str, Any]:
     """Everything, each figure at full precision with the ids of its runs."""
     table = filled.table
-    tree = {
+    return {
         "table": table.name,
         "title": table.title,
         "source": table.source,
@@ -341,7 +346,6 @@ def as_json(filled: FilledTable) -> str:
         "notes": filled.notes,
         "signatures": filled.signatures,
     }
-    return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _row_tree(filled: FilledTable, row: FilledRow, group: str | None) -> dict[str, Any]:

@@ -313,3 +313,12 @@ def test_a_damaged_record_is_not_passed_over(tmp_path: Path, run: Run):
     path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     with pytest.raises(BadInput, match=r"record.json is not a record \(.*; delete it to run again$"):
         Archive(tmp_path)
+
+
+def test_a_failure_of_another_protocol_version_is_left_out(tmp_path: Path, run: Run):
+    folder = failed(tmp_path, run)
+    assert Archive(tmp_path).failure(run) is not None
+    tree = json.loads((folder / records.FAILURE).read_text(encoding="utf-8"))
+    tree["identity"]["protocol_version"] = compose.PROTOCOL_VERSION - 1
+    (folder / records.FAILURE).write_text(json.dumps(tree), encoding="utf-8")
+    assert Archive(tmp_path).failure(run) is None
