@@ -37,7 +37,7 @@ from lodarepro import config
 from lodarepro.errors import BadInput, nearest
 from lodarepro.provenance import canonical_json
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised when the same configuration and data would give other numbers."""
 
 PRIMARY = "run"
@@ -49,9 +49,10 @@ LACKING = "???"  # OmegaConf's mark of a key without a value
 NOT_IDENTITY = {
     "model": ("hub", "revision", "path"),
     "dataset": ("files", "remote", "pins"),
+    "train": ("time_limit",),
     "method_file": ("path",),
 }
-"""what of a section is only a place; the checksums of what was found there are part of the identity"""
+"""what of a section does not decide numbers: a time limit, and places; the checksums of what was found there do"""
 
 # Hydra lets its parser's errors through, and refuses some values of a choice by a bare ValueError.
 UNFIT = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
@@ -453,6 +454,9 @@ def _combined_faults(run: config.Run) -> list[str]:
             f"decode.max_new_tokens={run.decode.max_new_tokens} leaves no room for a prompt in "
             f"protocol.max_length={run.protocol.max_length}"
         )
+    numbers = [int(name.removeprefix("epoch-")) for name in run.train.keep if name.startswith("epoch-")]
+    if run.train.max_steps is None and max(numbers, default=0) > run.train.epochs:
+        faults.append(f"train.keep: there is no epoch-{max(numbers)} in a training of {run.train.epochs} epochs")
     if run.decode.beam > run.model.vocab_size:
         faults.append(f"decode.beam={run.decode.beam} exceeds the vocabulary of {run.model.vocab_size}")
     return faults

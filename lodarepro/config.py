@@ -19,6 +19,10 @@ Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Precision = Literal["fp32", "tf32", "bf16"]
+"""fp32: the reference; tf32: matrix products of GPUs at reduced precision; bf16: autocast, weights in fp32"""
+CHECKPOINT = r"last|best|epoch-[1-9]\d*"
+"""names of checkpoints"""
 
 LORA_CODE = (
     "https://raw.githubusercontent.com/microsoft/LoRA/c4593f060e6a368d7bb5af5273b8e42810cdef90/examples/NLG/data"
@@ -91,8 +95,6 @@ class Pin:
     """tokens of the distinct contexts, their separators included"""
     longest: Positive | None = None
     """tokens of the longest pair"""
-    batch_longest: Positive | None = None
-    """tokens of the longest of 8 pairs drawn at random, on average: how wide a batch is"""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class Train:
 
     epochs: Positive = 5
     """passes over the training split"""
+    max_steps: Positive | None = None
+    """steps of the whole training, in place of `epochs`, over as many passes as they take"""
     batch_size: Positive = 8
     """pairs a step"""
     valid_batch_size: Positive = 4
@@ -175,14 +179,30 @@ class Train:
     """decoupled weight decay of all trained parameters"""
     label_smoothing: Fraction = 0.1
     """mass spread over the whole vocabulary"""
+    loss: Literal["tokens", "pairs"] = "tokens"
+    """of a batch: mean over its tokens (the LoRA code), or mean over its pairs of sums over tokens (Li & Liang's)"""
+    model_dropout: Fraction = 0.0
+    """GPT-2's own, on embeddings, attention weights and sub-layers' outputs (the LoRA code has none)"""
     clip: Rate | None = None
     """largest norm of all gradients together; None: no clipping"""
     shuffle: bool = True
     """a new random order each epoch"""
     fill_last_batch: bool = True
     """round the split up to whole batches with random rows, as the original does"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """arithmetic of forward and backward passes; bf16: autocast, weights and updates in fp32"""
+    precision: Precision = "fp32"
+    """arithmetic of forward and backward passes; weights that train and their updates are fp32"""
+    keep: tuple[str, ...] = ("best", "last")
+    """checkpoints that are kept and evaluated: last, best (lowest validation loss, at an epoch's end), epoch-N"""
+    time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """minutes after which a checkpoint is written and the run stops, to go on later; not part of a run's identity"""
+
+    def __post_init__(self) -> None:
+        """Refuse checkpoints that are none."""
+        for name in self.keep:
+            if not re.fullmatch(CHECKPOINT, name):
+                raise ValueError(f"keep={json.dumps(self.keep)}: {name} is none of last, best and epoch-N")
+        if not self.keep or len(set(self.keep)) < len(self.keep):
+            raise ValueError(f"keep={json.dumps(self.keep)}: name at least one checkpoint, each once")
 
 
 @dataclass(frozen=True)
@@ -201,6 +221,10 @@ class Decode:
     """end tokens are barred while fewer tokens than this have been generated"""
     end_tokens: tuple[str, ...] = ("<|endoftext|>", "\n\n")
     """texts of one token each that end a hypothesis"""
+    banned_tokens: tuple[str, ...] = ()
+    """texts of one token each that are never generated"""
+    precision: Precision = "fp32"
+    """arithmetic of the search; the output layer's is fp32 with bf16 too"""
 
 
 @dataclass(frozen=True)
@@ -219,8 +243,12 @@ class Runtime:
     """auto: a CUDA device that no other run holds, else the CPU; cuda: the same, but never the CPU; cpu; cuda:N"""
     threads: Positive | None = None
     """CPU threads of torch; None: one for a tiny model (d <= 256), else torch's choice"""
-    decode_batch: Positive = 16
-    """prompts searched at once"""
+    micro_batch: Positive | None = None
+    """pairs that go through the model at once, to the same update; None: a step's, and fewer where memory ends"""
+    decode_batch: Positive | None = None
+    """prompts searched at once; None: 16 on a CPU, 64 on a GPU, and fewer where memory ends"""
+    compile: bool = False
+    """compile the training's forward and backward passes (torch.compile; on a GPU as CUDA graphs)"""
     checkpoint_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
     """minutes between checkpoints within an epoch (the first whole update from its end on has one)"""
     retry: bool = False

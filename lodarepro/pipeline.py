@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import signal
 import threading
@@ -20,19 +21,20 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from lodarepro import compose, config, devices, provenance, records
-from lodarepro.cost import count_parameters
+from lodarepro import compose, config, devices, distributed, provenance, records
+from lodarepro.cost import Count, count_parameters
 from lodarepro.data import SPLITS, Split, load
 from lodarepro.data.sources import download_url
 from lodarepro.data.tokenise import encode
 from lodarepro.decode.generate import decode
+from lodarepro.distributed import Processes
 from lodarepro.errors import BadInput, LodareproError, RunFailed, Stopped
 from lodarepro.methods import attach, finalize, layout, param_groups, restored, save_adapter
 from lodarepro.model import GPT2, weights
 from lodarepro.records import Decoded, Evaluation, Record
 from lodarepro.rescore import measured
 from lodarepro.seeds import derived_seed
-from lodarepro.train.checkpoint import Progress
+from lodarepro.train.checkpoint import Checkpoints, Progress
 from lodarepro.train.loop import train
 from lodarepro.train.optim import learning_rate
 
@@ -61,15 +63,17 @@ class Outcome:
     found: bool
 
 
-def execute(run: config.Run, *, retry: bool = True, stop_mark: Path | None = None) -> Outcome:
+def execute(run: config.Run, *, retry: bool = True, stop_mark: Path | None = None, show_bar: bool = False) -> Outcome:
     """Do one run, or find that it is done; an interrupted one continues where it was.
 
-    A run that fails leaves the reason in its folder.
+    A run that fails leaves the reason in its folder. Where `torchrun` started several processes, they do it together
+    and the first of them writes.
 
     Args:
         run: what to do.
         retry: try again where it failed before.
         stop_mark: a file that asks to stop by being there, with the number of a signal in it.
+        show_bar: show progress bars if there is a terminal.
 
     Raises:
         BadInput: an input is missing or unfit, or the results can't be written.
@@ -77,9 +81,14 @@ def execute(run: config.Run, *, retry: bool = True, stop_mark: Path | None = Non
         Busy: another process holds the run.
         Stopped: a signal asked to stop; the same call continues.
     """
-    with _stop_signals(stop_mark) as signals, records.disk_faults(run.results.root):
+    gpus = torch.cuda.is_available() and run.runtime.device != "cpu"
+    with (
+        _stop_signals(stop_mark) as signals,
+        records.disk_faults(run.results.root),
+        distributed.joined("nccl" if gpus else "gloo") as processes,
+    ):
         try:
-            folder, record, found = _execute(run, signals, retry=retry)
+            folder, record, found = _execute(run, _Doing(signals, processes, show_bar), retry=retry)
         except LodareproError:
             if signals.number is not None:
                 raise Stopped("stopped; the same command continues", signals.number) from None
@@ -87,30 +96,63 @@ def execute(run: config.Run, *, retry: bool = True, stop_mark: Path | None = Non
         return Outcome(folder, record, None if signals.number is None else 128 + signals.number, found)
 
 
-def _execute(run: config.Run, signals: _Signals, *, retry: bool) -> tuple[Path, Record, bool]:
+@dataclass(frozen=True)
+class _Doing:
+    """How a run is done, besides its configuration.
+
+    Attributes:
+        signals: that ask to stop.
+        processes: that work on it.
+        show_bar: show progress bars if there is a terminal.
+    """
+
+    signals: _Signals
+    processes: Processes
+    show_bar: bool
+
+
+def _execute(run: config.Run, doing: _Doing, *, retry: bool) -> tuple[Path, Record, bool]:
     base = check_reachable(run)
     devices.set_threads(run)
     devices.check(run.runtime.device)
     splits = {name: load(run.dataset, run.data, name) for name in SPLITS}
     checksums = {name: split.source.sha256 for name, split in splits.items()}
     checksums |= {"model": base.sha256, "tokenizer": base.tokenizer_sha256}
+    inputs = _Inputs(base, splits, checksums)
     name = compose.run_id(run, checksums)
     folder = Path(run.results.root).expanduser() / records.RUNS / name
+    if not doing.processes.main:
+        return folder, *_followed(run, folder, inputs, doing)
     if (record := records.read(folder)) is not None:
         logger.info("%s is finished already", name)
+        doing.processes.told(False)
         return folder, record, True
     folder.mkdir(parents=True, exist_ok=True)
     with records.locked(folder):
         if (record := records.read(folder)) is not None:  # finished by another process meanwhile
+            doing.processes.told(False)
             return folder, record, True
         if not retry and (failure := records.read_failure(folder)) is not None:
             raise RunFailed(f"{fault} (it failed before: runtime.retry=true tries again)" for fault in failure.faults)
         (folder / records.FAILURE).unlink(missing_ok=True)
-        device_held = devices.taken(run.runtime.device, stop_signal=signals.asked)
+        device_held = devices.taken(run.runtime.device, stop_signal=doing.signals.asked)
         identity = compose.identity(run, checksums)
-        with _failure_noted(folder, run, identity, signals), device_held as device:
-            record = _done(run, folder, device, base=base, splits=splits, checksums=checksums, signals=signals)
+        with _failure_noted(folder, run, identity, doing.signals), device_held as device:
+            doing.processes.told(True)
+            record = _recorded(run, folder, device, inputs, doing)
+            doing.processes.told(True)
     return folder, record, False
+
+
+def _followed(run: config.Run, folder: Path, inputs: _Inputs, doing: _Doing) -> tuple[Record, bool]:
+    """Work on a run whose folder and record are the first process's."""
+    logging.getLogger("lodarepro").setLevel(logging.WARNING)  # the first says what there is to say
+    if doing.processes.told():
+        with devices.taken(run.runtime.device) as device:
+            _evaluated(run, folder, device, inputs, doing)
+            doing.processes.told()
+            return records.finished(folder), False
+    return records.finished(folder), True
 
 
 @contextmanager
@@ -132,29 +174,66 @@ def unexpected(e: Exception) -> str:
     return f"unexpected {type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
 
-def _done(
-    run: config.Run,
-    folder: Path,
-    device: torch.device,
-    *,
-    base: weights.Checkpoint,
-    splits: Mapping[str, Split],
-    checksums: Mapping[str, str],
-    signals: _Signals,
-) -> Record:
-    """Train, decode and score a run whose folder and device are held."""
-    name = folder.name
-    model, tokenizer = weights.load(base, run.model), weights.load_tokenizer(base)
-    logger.info("run %s on %s", name, device)
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run reads."""
+
+    base: weights.Checkpoint
+    splits: Mapping[str, Split]
+    checksums: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A trained state that was decoded: the last epoch's, the best's, or another that is kept.
+
+    Attributes:
+        names: `last`, `best`, `epoch-N`, as many as mean it.
+        epoch: its entry of `Progress.epochs`.
+        decoded: the test segments.
+    """
+
+    names: tuple[str, ...]
+    epoch: dict[str, Any]
+    decoded: list[Decoded]
+
+    @property
+    def adapter(self) -> str:
+        """The file in the run's folder that holds it."""
+        name = self.names[0]
+        return records.ADAPTER if "last" in self.names else f"adapter-{name}.safetensors"
+
+    @property
+    def hypotheses(self) -> str:
+        """The file in the run's folder that holds its texts."""
+        return f"{records.EVALUATIONS}/{self.names[0]}-test.jsonl"
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What training and decoding gave."""
+
+    progress: Progress
+    kept: list[_Kept]
+    counted: Count
+    origin: dict[str, Any]
+    decode_seconds: float
+
+
+def _evaluated(run: config.Run, folder: Path, device: torch.device, inputs: _Inputs, doing: _Doing) -> _Done:
+    """Train, save what was trained, and decode: the work of all processes of a run."""
+    model, tokenizer = weights.load(inputs.base, run.model), weights.load_tokenizer(inputs.base)
+    logger.info("run %s on %s", folder.name, device)
     origin = provenance.gather()  # now: the checkout may change while the run goes on
     origin |= {"device": _describe(device), "threads": torch.get_num_threads()}
+    if doing.processes.size > 1:
+        origin["processes"] = doing.processes.size
     attach(model, run.method, torch.Generator().manual_seed(derived_seed(run.seed, "init")))
     model.to(device)
 
     encoded = {
         name: encode(
-            splits[name].examples,
+            inputs.splits[name].examples,
             tokenizer,
             run.protocol,
             cache=Path(run.data.cache),
@@ -171,69 +250,104 @@ def _done(
         seed=run.seed,
         groups=param_groups(model, run.method),
         stretch={"code": origin["code"], "device": origin["device"], "torch": origin["packages"]["torch"]},
+        runtime=run.runtime,
         checkpoint_path=folder / CHECKPOINT,
-        checkpoint_minutes=run.runtime.checkpoint_minutes,
-        stop_signal=signals.asked,
+        stop_signal=doing.signals.asked,
+        processes=doing.processes,
+        show_bar=doing.show_bar,
     )
-    finalize(model, run.method)
-    counted = count_parameters(model)  # of what is kept, which is what the papers print
-    save_adapter(model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256)
-    _write_steps(folder, progress, run.train)
-
+    names: dict[int, list[str]] = {}
+    for name in sorted(run.train.keep, key=lambda name: (name != "last", name != "best", name)):
+        names.setdefault(progress.epoch_of(name)["epoch"], []).append(name)
+    last = progress.epochs[-1]["epoch"]
+    names.setdefault(last, ["last"])  # the adapter of the last epoch is there whatever is kept
     began = time.monotonic()
-    decoded = _decoded(run, model.eval(), tokenizer, splits["test"], signals)
+    kept = []
+    for epoch in sorted(names, key=lambda epoch: epoch == last):  # the last is the model itself, to be finalized then
+        state = _Kept(tuple(names[epoch]), progress.epoch_of(names[epoch][0]), [])
+        net = model
+        if epoch != last:
+            net = copy.deepcopy(model)
+            Checkpoints(folder / CHECKPOINT, run.train.keep).restore_epoch(net, epoch)
+        finalize(net, run.method)
+        if doing.processes.main:
+            base = inputs.base.sha256
+            save_adapter(net, folder / state.adapter, method=run.method, base=run.model.name, base_sha256=base)
+        if set(state.names) & set(run.train.keep):
+            decoded = _decoded(run, net.eval(), tokenizer, inputs.splits["test"], doing)
+            kept.append(replace(state, decoded=decoded))
     decode_seconds = time.monotonic() - began
-    file = f"{records.EVALUATIONS}/last-test.jsonl"
-    records.write_decoded(folder / file, decoded)
-    logger.info("decoded %d contexts in %.0f s", len(decoded), decode_seconds)
+    # Counted is what is kept, which is what the papers print.
+    return _Done(progress, kept, count_parameters(model), origin, decode_seconds)
 
+
+def _recorded(run: config.Run, folder: Path, device: torch.device, inputs: _Inputs, doing: _Doing) -> Record:
+    """Train, decode and score a run whose folder and device are held."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    done = _evaluated(run, folder, device, inputs, doing)
+    progress = done.progress
+    _write_steps(folder, progress, run.train)
+    logger.info(
+        "decoded %d contexts of %d checkpoints in %.0f s",
+        len(inputs.splits["test"].segments),
+        len(done.kept),
+        done.decode_seconds,
+    )
     began = time.monotonic()
-    evaluations = _evaluations(run, decoded, file, val_loss=progress.epochs[-1]["val_loss"])
+    evaluations: list[Evaluation] = []
+    for state in reversed(done.kept):  # the last epoch's first, as it stands for the run
+        records.write_decoded(folder / state.hypotheses, state.decoded)
+        found = _evaluations(run, state.decoded, state.hypotheses, val_loss=state.epoch["val_loss"])
+        evaluations += [replace(e, checkpoint=name) for name in state.names for e in found]
     score_seconds = time.monotonic() - began
     record = Record(
-        id=name,
+        id=folder.name,
         config=compose.plain(run),
-        identity=compose.identity(run, checksums),
+        identity=compose.identity(run, inputs.checksums),
         provenance={
-            **origin,
-            "data": {name: _source(split) for name, split in splits.items()},
+            **done.origin,
+            "data": {name: _source(split) for name, split in inputs.splits.items()},
             "base_model": {
                 "name": run.model.name,
-                "sha256": base.sha256,
-                "tokenizer_sha256": base.tokenizer_sha256,
-                "origin": base.origin,
+                "sha256": inputs.base.sha256,
+                "tokenizer_sha256": inputs.base.tokenizer_sha256,
+                "origin": inputs.base.origin,
             },
             "started": started,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-        parameters={"trainable": counted.trainable, "total": counted.total},
+        parameters={"trainable": done.counted.trainable, "total": done.counted.total},
         training={
             "steps": progress.step,
             "epochs": progress.epochs,
+            "checkpoints": {
+                name: {**state.epoch, "adapter": state.adapter} for state in reversed(done.kept) for name in state.names
+            },
             "stretches": progress.stretches,
             "seconds": {
                 "train": round(progress.seconds, 1),
-                "decode": round(decode_seconds, 1),
+                "decode": round(done.decode_seconds, 1),
                 "score": round(score_seconds, 1),
             },
         },
-        evaluations=evaluations,
+        evaluations=tuple(evaluations),
     )
     records.write(folder, record)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    Checkpoints(folder / CHECKPOINT, run.train.keep).remove()
     return record
 
 
-def redecode(folder: Path, overrides: Sequence[str]) -> Record:
-    """Decode a finished run's test split with other settings and append the evaluation.
+def redecode(folder: Path, overrides: Sequence[str], *, show_bar: bool = False) -> Record:
+    """Decode a finished run's test split with other settings and append the evaluations, one a checkpoint.
 
     Args:
         folder: of the run.
         overrides: `decode.KEY=VALUE`, and `model.path`, `data.root` or `runtime.*` where this
             machine has them elsewhere.
+        show_bar: show progress bars if there is a terminal.
 
     Returns:
-        The record, with the new evaluation unless one with these settings was there.
+        The record, with the new evaluations unless those with these settings were there.
 
     Raises:
         BadInput: no finished run there; the base model or the test file is not the run's own.
@@ -242,9 +356,13 @@ def redecode(folder: Path, overrides: Sequence[str]) -> Record:
     described = compose.plain(run)["decode"]
     with _stop_signals() as signals, records.disk_faults(folder), records.locked(folder):
         record = records.finished(folder)
-        same = [e for e in record.evaluations if e.decode == described]
-        if same and _readable(folder / same[0].hypotheses):
-            logger.info("%s has an evaluation with these settings already", record.id)
+        # Records made before several checkpoints were kept have the last alone.
+        known_states = record.training.get("checkpoints") or {
+            "last": {**record.training["epochs"][-1], "adapter": records.ADAPTER}
+        }
+        same = {e.checkpoint: e.hypotheses for e in record.evaluations if e.decode == described}
+        if same.keys() >= known_states.keys() and all(_readable(folder / file) for file in same.values()):
+            logger.info("%s has evaluations with these settings already", record.id)
             return record
         base = check_reachable(run, splits=("test",))
         test = load(run.dataset, run.data, "test")
@@ -256,14 +374,21 @@ def redecode(folder: Path, overrides: Sequence[str]) -> Record:
             )
         base.check_tokenizer(known["tokenizer"], record.id)
         devices.set_threads(run)
-        model, tokenizer = restored(folder / records.ADAPTER, run, base), weights.load_tokenizer(base)
+        tokenizer = weights.load_tokenizer(base)
         number = len({e.hypotheses for e in record.evaluations}) + 1
-        file = same[0].hypotheses if same else f"{records.EVALUATIONS}/last-test-{number}.jsonl"
-        with devices.taken(run.runtime.device, stop_signal=signals.asked) as device:
-            decoded = _decoded(run, model.to(device).eval(), tokenizer, test, signals)
-        added = _evaluations(run, decoded, file, val_loss=record.training["epochs"][-1]["val_loss"])
-        records.write_decoded(folder / file, decoded)
-        kept = (e for e in record.evaluations if e.hypotheses != file)
+        added: list[Evaluation] = []
+        for adapter in dict.fromkeys(state["adapter"] for state in known_states.values()):
+            names = [name for name, state in known_states.items() if state["adapter"] == adapter]
+            model = restored(folder / adapter, run, base)
+            file = same.get(names[0], f"{records.EVALUATIONS}/{names[0]}-test-{number}.jsonl")
+            with devices.taken(run.runtime.device, stop_signal=signals.asked) as device:
+                doing = _Doing(signals, distributed.ALONE, show_bar)
+                decoded = _decoded(run, model.to(device).eval(), tokenizer, test, doing)
+            found = _evaluations(run, decoded, file, val_loss=known_states[names[0]]["val_loss"])
+            added += [replace(e, checkpoint=name) for name in names for e in found]
+            records.write_decoded(folder / file, decoded)
+        files = {e.hypotheses for e in added}
+        kept = (e for e in record.evaluations if e.hypotheses not in files)
         new = replace(record, evaluations=(*kept, *added))
         records.write(folder, new)
     return new
@@ -276,7 +401,7 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def _decoded(run: config.Run, model: GPT2, tokenizer: Tokenizer, test: Split, signals: _Signals) -> list[Decoded]:
+def _decoded(run: config.Run, model: GPT2, tokenizer: Tokenizer, test: Split, doing: _Doing) -> list[Decoded]:
     return decode(
         model,
         tokenizer,
@@ -285,7 +410,9 @@ def _decoded(run: config.Run, model: GPT2, tokenizer: Tokenizer, test: Split, si
         protocol=run.protocol,
         batch=run.runtime.decode_batch,
         layout=layout(run.method, tokenizer),
-        stop_signal=signals.asked,
+        stop_signal=doing.signals.asked,
+        processes=doing.processes,
+        show_bar=doing.show_bar,
     )
 
 

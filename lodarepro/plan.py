@@ -15,21 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from lodarepro import config, cost, devices
 from lodarepro.data import SPLITS, load
-from lodarepro.data.batch import collate, epoch_order, steps_an_epoch
+from lodarepro.data.batch import collate
 from lodarepro.data.sources import download_url, locate
 from lodarepro.data.tokenise import Encoded, encode
 from lodarepro.decode.beam import search
+from lodarepro.decode.generate import BATCH
 from lodarepro.errors import BadInput, nearest
 from lodarepro.methods import attach, finalize, layout, one_group, trained
 from lodarepro.model import GPT2, weights
+from lodarepro.precision import Arithmetic
 from lodarepro.report.summary import counted, duration, markdown
-from lodarepro.train.loop import autocast, batch_loss
+from lodarepro.train.loop import total_steps
 from lodarepro.train.optim import make_optimizer
+from lodarepro.train.step import batch_loss
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +49,13 @@ class Gpu:
 
     Attributes:
         name: as people call it.
-        fp32, bf16: TFLOP/s of matrix products; fp32 without TF32, which runs don't use. None: it has no such units.
+        fp32, tf32, bf16: TFLOP/s of matrix products. None: it has no such units.
         memory: GiB.
     """
 
     name: str
     fp32: float
+    tf32: float | None
     bf16: float | None
     memory: int
 
@@ -60,16 +63,16 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("t4", 8.1, None, 16),
-        Gpu("v100", 15.7, None, 32),
-        Gpu("rtx3090", 35.6, 71.0, 24),
-        Gpu("rtx4090", 82.6, 165.2, 24),
-        Gpu("a10", 31.2, 125.0, 24),
-        Gpu("a40", 37.4, 149.7, 48),
-        Gpu("a100", 19.5, 312.0, 80),
-        Gpu("l40s", 91.6, 362.0, 48),
-        Gpu("h100", 66.9, 989.4, 80),
-        Gpu("h200", 66.9, 989.4, 141),
+        Gpu("t4", 8.1, None, None, 16),
+        Gpu("v100", 15.7, None, None, 32),
+        Gpu("rtx3090", 35.6, 35.6, 71.0, 24),
+        Gpu("rtx4090", 82.6, 82.6, 165.2, 24),
+        Gpu("a10", 31.2, 62.5, 125.0, 24),
+        Gpu("a40", 37.4, 74.8, 149.7, 48),
+        Gpu("a100", 19.5, 156.0, 312.0, 80),
+        Gpu("l40s", 91.6, 183.0, 362.0, 48),
+        Gpu("h100", 66.9, 494.7, 989.4, 80),
+        Gpu("h200", 66.9, 494.7, 989.4, 141),
     )
 }
 """NVIDIA's data sheets; V100, A100, H100 and H200 as SXM modules"""
@@ -83,7 +86,6 @@ class Sizes:
         pairs: of train and valid.
         tokens: in all pairs of train and valid.
         completion_tokens: of these, those that carry loss.
-        width: tokens to which a batch of training is padded, on average.
         longest: tokens of the longest training pair.
         contexts: distinct ones of test.
         context_tokens: of those.
@@ -93,7 +95,6 @@ class Sizes:
     pairs: tuple[int, int]
     tokens: tuple[float, float]
     completion_tokens: tuple[float, float]
-    width: float
     longest: int
     contexts: int
     context_tokens: float
@@ -106,8 +107,8 @@ class Estimate:
 
     Attributes:
         train_tokens: that go through training, all epochs, without padding.
-        train_flops: of training, padding included, and of its validation losses.
-        decode_flops: if every search runs to its last step.
+        train_flops: of training, without padding, and of its validation losses.
+        decode_flops: if every search runs to its last step, and every checkpoint to keep is another epoch's.
         memory: bytes at the largest moment, without what CUDA itself takes.
         counted: as `Sizes.counted`.
     """
@@ -163,26 +164,11 @@ def sizes(run: config.Run, base: weights.Checkpoint | None) -> Sizes:
         pairs=(len(train), len(valid)),
         tokens=(float(lengths[0].sum()), float(lengths[1].sum())),
         completion_tokens=(float(losses[0].sum()), float(losses[1].sum())),
-        width=_batch_width(lengths[0], run.train),
         longest=int(lengths[0].max()),
         contexts=len(contexts),
         context_tokens=float(sum(contexts.values())),
         counted=True,
     )
-
-
-def _batch_width(lengths: npt.NDArray[np.int64], settings: config.Train) -> float:
-    """The mean over the batches of one epoch of their longest pair."""
-    order = epoch_order(
-        len(lengths),
-        0,
-        batch_size=settings.batch_size,
-        seed=0,
-        shuffle=settings.shuffle,
-        fill=settings.fill_last_batch,
-    )
-    starts = np.arange(0, len(order), settings.batch_size)
-    return float(np.maximum.reduceat(lengths[order], starts).mean())
 
 
 def _held(run: config.Run) -> bool:
@@ -206,7 +192,7 @@ def _pinned(run: config.Run) -> Sizes:
             f"dataset '{dataset.name}': its files are not on this machine and it has no pinned sizes; give "
             "data.root=FOLDER"
         )
-    assert train.tokens and train.completion_tokens and train.longest and train.batch_longest
+    assert train.tokens and train.completion_tokens and train.longest
     assert valid.tokens and valid.completion_tokens and test.contexts and test.context_tokens
     limit = dataset.limit
     kept = [min(1.0, (limit.train or train.examples) / train.examples)]
@@ -216,7 +202,6 @@ def _pinned(run: config.Run) -> Sizes:
         pairs=(round(train.examples * kept[0]), round(valid.examples * kept[1])),
         tokens=(train.tokens * kept[0], valid.tokens * kept[1]),
         completion_tokens=(train.completion_tokens * kept[0], valid.completion_tokens * kept[1]),
-        width=train.batch_longest,
         longest=train.longest,
         contexts=contexts,
         context_tokens=test.context_tokens * contexts / test.contexts,
@@ -227,7 +212,7 @@ def _pinned(run: config.Run) -> Sizes:
 def _sizes_of(train: config.Pin, valid: config.Pin, test: config.Pin) -> list[tuple[int | None, ...]]:
     """What of the pins a plan needs."""
     return [
-        (train.tokens, train.completion_tokens, train.longest, train.batch_longest),
+        (train.tokens, train.completion_tokens, train.longest),
         (valid.tokens, valid.completion_tokens),
         (test.contexts, test.context_tokens),
     ]
@@ -241,9 +226,7 @@ def estimate(run: config.Run, known: Sizes) -> Estimate:
     rows = settings.batch_size
     longest = min(known.longest, run.protocol.max_length)
     share = known.completion_tokens[0] / known.tokens[0]
-    step = cost.training_step(
-        model, method, rows=rows, width=round(min(known.width, longest)), targets=_targets(known, rows)
-    )
+    step = cost.training_step(model, method, rows=rows, width=_width(known), targets=_targets(known, rows))
     worst = cost.training_step(model, method, rows=rows, width=longest, targets=round(share * rows * longest))
     valid_tokens, valid_targets = known.tokens[1], known.completion_tokens[1]
     valid = cost.forward_flops(
@@ -255,29 +238,40 @@ def estimate(run: config.Run, known: Sizes) -> Estimate:
     decode = cost.forward_flops(
         model, method, tokens=known.context_tokens, targets=known.contexts, context=prompt / 2
     ) + cost.forward_flops(model, method, tokens=new, targets=new, context=prompt + search.max_new_tokens / 2)
-    steps = epochs * steps_an_epoch(known.pairs[0], rows)
+    steps = total_steps(known.pairs[0], settings) if counted.trainable else 0
     weights_bytes = FP32 * counted.total
     logits = FP32 * model.vocab_size * round(share * rows * longest)
     training = (1 + MOMENTS) * FP32 * counted.trainable + worst.activation_bytes + LOGITS_COPIES * logits
-    prompts = min(run.runtime.decode_batch, known.contexts)
+    prompts = min(run.runtime.decode_batch or BATCH["cuda"], known.contexts)
     cached = prompts * (prompt + search.beam * search.max_new_tokens)
     decoding = 2 * FP32 * model.n_layer * model.n_embd * cached
     decoding += (1 + LOGITS_COPIES) * FP32 * prompts * search.beam * model.vocab_size
     return Estimate(
-        train_tokens=epochs * known.tokens[0],
+        train_tokens=steps * rows * known.tokens[0] / known.pairs[0],
         train_flops=float(steps * step.flops + max(1, epochs) * valid),
-        decode_flops=decode,
+        decode_flops=decode * (len(settings.keep) if counted.trainable else 1),
         memory=weights_bytes + max(training if epochs else 0, decoding),
         counted=known.counted,
     )
+
+
+def _width(known: Sizes) -> int:
+    """Tokens of a pair, on average: the loop works on those alone."""
+    return max(1, round(known.tokens[0] / known.pairs[0]))
 
 
 def _targets(known: Sizes, rows: int) -> int:
     return max(1, round(rows * known.completion_tokens[0] / known.pairs[0]))
 
 
-def stated(gpu: str, utilisation: float, precision: str) -> Rate:
+def stated(gpu: str, utilisation: float, precision: str, decode: str = "fp32") -> Rate:
     """The rate of a named GPU at a stated share of its peak.
+
+    Args:
+        gpu: a name among `GPUS`.
+        utilisation: the share.
+        precision: of training.
+        decode: precision of decoding.
 
     Raises:
         BadInput: no such GPU is known, it lacks the precision, or the share is none.
@@ -287,13 +281,16 @@ def stated(gpu: str, utilisation: float, precision: str) -> Rate:
     if not 0 < utilisation <= 1:
         raise BadInput(f"--utilisation {utilisation}: give a share of the peak, above 0 and at most 1")
     known = GPUS[gpu]
-    peak = known.fp32 if precision == "fp32" else known.bf16
-    if peak is None:
-        raise BadInput(f"--gpu {gpu}: it has no units for train.precision={precision}; plan with fp32")
-    source = f"stated: {100 * utilisation:.0f} % of the {peak} TFLOP/s ({precision}) of one {gpu}"
-    source += "" if precision == "fp32" else f", decoding at the {known.fp32} of fp32"  # as the search runs
+    peaks = []
+    for section, wanted in (("train", precision), ("decode", decode)):
+        peak = getattr(known, wanted)
+        if peak is None:
+            raise BadInput(f"--gpu {gpu}: it has no units for {section}.precision={wanted}; plan with fp32")
+        peaks.append(peak)
+    source = f"stated: {100 * utilisation:.0f} % of the {peaks[0]} TFLOP/s ({precision}) of one {gpu}"
+    source += "" if precision == decode else f", decoding at the {peaks[1]} of {decode}"
     flops = utilisation * 1e12
-    return Rate(peak * flops, known.fp32 * flops, known.memory * 2**30, source)
+    return Rate(peaks[0] * flops, peaks[1] * flops, known.memory * 2**30, source)
 
 
 def measured(run: config.Run, known: Sizes) -> Rate:
@@ -330,7 +327,7 @@ def measured(run: config.Run, known: Sizes) -> Rate:
 
 
 def _train_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.device) -> float:
-    rows, width = run.train.batch_size, max(2, round(min(known.width, run.protocol.max_length)))
+    rows, width = run.train.batch_size, max(2, min(_width(known), run.protocol.max_length))
     targets = min(width - 1, _targets(known, 1))
     optimizer = make_optimizer(one_group(model), run.train)
     for group in optimizer.param_groups:
@@ -339,10 +336,12 @@ def _train_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.device
     tokens = torch.randint(run.model.vocab_size, (rows, width), generator=generator).tolist()
     data = Encoded.of([(row[: width - targets], row[width - targets :]) for row in tokens])
     batch = collate(data, range(rows), max_length=run.protocol.max_length).to(device)
+    arithmetic = Arithmetic(run.train.precision, device)
+    model.lower_precision(arithmetic.lower, training=True)
     seconds = []
     for _ in range(1 + PROBE_STEPS):
         began = time.perf_counter()
-        with autocast(run.train, device):
+        with arithmetic():
             loss = batch_loss(model, batch, label_smoothing=run.train.label_smoothing)
         loss.backward()
         optimizer.step()
@@ -354,18 +353,21 @@ def _train_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.device
 
 
 def _decode_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.device) -> float:
-    prompts = min(run.runtime.decode_batch, known.contexts)
+    prompts = min(run.runtime.decode_batch or BATCH[device.type], known.contexts)
     width = max(1, round(known.context_tokens / known.contexts))
     width = min(width, run.protocol.max_length - PROBE_TOKENS)
     generator = torch.Generator().manual_seed(0)
     contexts = torch.randint(run.model.vocab_size, (prompts, width), generator=generator).tolist()
     # No token ends a hypothesis here, so that all steps run.
     settings = config.Decode(beam=run.decode.beam, max_new_tokens=PROBE_TOKENS)
-    search(model, contexts[:1], settings, end_ids=[])
-    began = time.perf_counter()
-    search(model, contexts, settings, end_ids=[])
-    _wait(device)
-    seconds = time.perf_counter() - began
+    arithmetic = Arithmetic(run.decode.precision, device)
+    model.lower_precision(arithmetic.lower, training=False)
+    with arithmetic():
+        search(model, contexts[:1], settings, end_ids=[])
+        began = time.perf_counter()
+        search(model, contexts, settings, end_ids=[])
+        _wait(device)
+        seconds = time.perf_counter() - began
     new = prompts * run.decode.beam * (PROBE_TOKENS - 1)  # the first token comes from the prompts' own pass
     flops = cost.forward_flops(
         run.model, run.method, tokens=prompts * width, targets=prompts, context=width / 2
@@ -460,14 +462,16 @@ def plan(
         run = asked[i].run
         if (gpu or measure) and _machine(run) not in rates:
             rates[_machine(run)] = (
-                measured(run, sized[i]) if gpu is None else stated(gpu, utilisation, run.train.precision)
+                measured(run, sized[i])
+                if gpu is None
+                else stated(gpu, utilisation, run.train.precision, run.decode.precision)
             )
     return [Planned(cell, found, rates.get(_machine(cell.run))) for cell, found in zip(asked, estimates, strict=True)]
 
 
 def _machine(run: config.Run) -> str:
     """What a rate is the same for."""
-    return repr((run.model, run.train.precision, run.runtime.device, run.runtime.threads))
+    return repr((run.model, run.train.precision, run.decode.precision, run.runtime.device, run.runtime.threads))
 
 
 def report(planned: Sequence[Planned]) -> str:
@@ -499,7 +503,8 @@ def report(planned: Sequence[Planned]) -> str:
             "Data that are not here are reckoned by their pinned sizes, in tokens of GPT-2, without what a method adds."
         )
     lines.append(
-        "FLOP with padding, as if every search ran to its last step; without loading and scoring; memory at fp32."
+        "FLOP as if every search ran to its last step and every checkpoint were another epoch's; without loading and "
+        "scoring; memory at fp32."
     )
     if not all(cell.fits for cell in planned):
         lines.append("(!) more than the device has: give a larger one, or train.batch_size and train.accumulate.")

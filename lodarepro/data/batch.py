@@ -20,21 +20,38 @@ FILLER_SEED = 911  # the original draws its filler rows from random.Random(911)
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of T tokens, padded on the right.
+    """B sequences, padded on the right to T tokens; N of the B T places hold tokens, M of them carry loss.
 
     Attributes:
         inputs: (B, T) int64.
         targets: (B, T) int64, the inputs shifted left by one.
         mask: (B, T) bool, True where the target counts in the loss.
+        slots: (N,) int64, the places that hold tokens, row after row: row * T + column.
+        counted: (M,) int64, the places of the N whose target counts.
     """
 
     inputs: Tensor
     targets: Tensor
     mask: Tensor
+    slots: Tensor
+    counted: Tensor
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.inputs.shape[0]
+
+    @property
+    def width(self) -> int:
+        """T."""
+        return self.inputs.shape[1]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.inputs, self.targets, self.mask)))
+        """The same batch on a device; to a GPU from pinned memory, so that the copy runs beside the work there."""
+        tensors = (self.inputs, self.targets, self.mask, self.slots, self.counted)
+        if device.type == "cuda":
+            tensors = tuple(t.pin_memory() for t in tensors)  # type: ignore[assignment]
+        return Batch(*(t.to(device, non_blocking=True) for t in tensors))
 
 
 def collate(
@@ -44,6 +61,7 @@ def collate(
     max_length: int,
     loss_on: str = "completion",
     width: int | None = None,
+    multiple: int = 1,
 ) -> Batch:
     """Lay out some pairs as one batch.
 
@@ -57,21 +75,25 @@ def collate(
         loss_on: `completion` or `all`.
         width: T; None: the longest of these sequences. (The original pads to `max_length`; causal
             attention makes the result the same.)
+        multiple: T is rounded up to a multiple of this, for kernels that are made for one shape.
     """
-    sequences = [data.sequence(row) for row in rows]
+    sequences = [data.sequence(row)[:max_length] for row in rows]
+    lengths = np.array([len(s) for s in sequences])
     if width is None:
-        width = max(min(len(s), max_length) for s in sequences)
-    inputs = np.full((len(rows), width), PAD, dtype=np.int64)
-    targets = np.full((len(rows), width), PAD, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=bool)
-    for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
-        kept = min(len(sequence), max_length)
-        inputs[i, :kept] = sequence[:kept]
-        shifted = sequence[1 : kept + 1]
-        targets[i, : len(shifted)] = shifted
-        first = int(data.contexts[row]) - 1 if loss_on == "completion" else 0
-        mask[i, first : kept - 1] = shifted[first : kept - 1] >= 0
-    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(mask))
+        width = -(-int(lengths.max()) // multiple) * multiple
+    columns = np.arange(width)
+    real = columns < lengths[:, None]
+    inputs = np.full(real.shape, PAD, dtype=np.int64)
+    targets = np.full(real.shape, PAD, dtype=np.int64)
+    inputs[real] = np.concatenate(sequences)
+    # Of a cut sequence the token after the last is known: a target, though one that does not count.
+    shifted = [data.sequence(row)[1 : max_length + 1] for row in rows]
+    targets[columns < np.array([len(s) for s in shifted])[:, None]] = np.concatenate(shifted)
+    firsts = data.contexts[list(rows)][:, None] - 1 if loss_on == "completion" else 0
+    mask = (columns >= firsts) & (columns < lengths[:, None] - 1) & (targets >= 0)
+    slots = np.flatnonzero(real)
+    counted = np.flatnonzero(mask.ravel()[slots])
+    return Batch(*(torch.from_numpy(array) for array in (inputs, targets, mask, slots, counted)))
 
 
 def prompt(context: Sequence[int], *, max_length: int, max_new_tokens: int) -> list[int]:

@@ -5,7 +5,7 @@ holds its slot for one step; the n-gram block looks at generated tokens only and
 softmax, so that the rest is renormalised. The original is right for one prompt at a time; here any
 number of prompts gives those figures.
 
-Letters: P prompts, K beams a prompt, R = P K rows, V vocabulary, S generated tokens.
+Letters: P prompts, K beams a prompt, R rows that the model is run on, V vocabulary, d width, S steps.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from lodarepro import config
-from lodarepro.data.batch import PAD
 from lodarepro.errors import RunFailed
 from lodarepro.model import GPT2, Cache
+from lodarepro.model.gpt2 import Packing
+
+KEPT_SHARE = 0.75  # of the searches: once no more than this go on, the others' keys and values are dropped
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,27 @@ class Hypothesis:
 
 @torch.inference_mode()
 def search(
-    model: GPT2, prompts: Sequence[Sequence[int]], settings: config.Decode, *, end_ids: Sequence[int]
+    model: GPT2,
+    prompts: Sequence[Sequence[int]],
+    settings: config.Decode,
+    *,
+    end_ids: Sequence[int],
+    banned_ids: Sequence[int] = (),
 ) -> list[Hypothesis]:
     """Search all prompts at once.
+
+    Three things are left out that no output depends on: prompts whose search is decided, beams that have ended, and
+    beams that can't win any more. As log-probabilities only fall and a longer hypothesis divides by more, a beam's sum
+    over the last step's length bounds what it can still reach. A beam whose bound does not exceed its prompt's best
+    hypothesis is lost, and so is every candidate that ranks below its children: to leave it out frees slots for the
+    lost alone.
 
     Args:
         model: in eval mode.
         prompts: ids of each prompt, already cut to its last tokens.
         settings: beam size, penalties, lengths.
         end_ids: tokens that end a hypothesis.
+        banned_ids: tokens that are never generated.
 
     Returns:
         One hypothesis a prompt, in order.
@@ -57,69 +71,74 @@ def search(
         RunFailed: the logits are not numbers.
     """
     device = model.wte.weight.device
-    P, K, V = len(prompts), settings.beam, model.sizes.vocab_size
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    padded = torch.full((P, int(lengths.max())), PAD, device=device)
-    for i, p in enumerate(prompts):
-        padded[i, : len(p)] = torch.tensor(p, device=device)
-    ends = torch.tensor(sorted(set(end_ids)), device=device)
+    P, K, S = len(prompts), settings.beam, settings.max_new_tokens
+    lengths = torch.tensor([len(p) for p in prompts])
+    width = int(lengths.max())
+    slots = (torch.arange(width) < lengths[:, None]).flatten().nonzero()[:, 0]  # (N,)
+    tokens = torch.tensor([token for p in prompts for token in p], device=device)  # (N,)
+    lasts = (lengths.cumsum(0) - 1).to(device)  # (P,)
+    lengths = lengths.to(device)
+    ends = torch.tensor(sorted(set(end_ids)), dtype=torch.long, device=device)
+    banned = torch.tensor(sorted(set(banned_ids)), dtype=torch.long, device=device)
 
-    cache = Cache(model, lengths, beams=K)
-    hidden = model(padded, cache=cache)
-    last = hidden[torch.arange(P, device=device), lengths - 1]  # (P, d)
-    logits = model.logits(last).float()  # (P, V)
+    cache = Cache(model, lengths, width=width, beams=K, steps=S - 1)
+    hidden = model(tokens, packing=Packing(slots.to(device), P, width), cache=cache, keep=lasts)  # (P, d)
+    rows = torch.arange(P, device=device)  # (R,) places in (P, beams) that the R rows of hidden states are of
 
     best: list[Hypothesis | None] = [None] * P
     best_score = torch.full((P,), -math.inf, device=device)
-    alive = torch.arange(P, device=device)  # which prompt each present group of K rows belongs to
-    generated = torch.empty(P * K, 0, dtype=torch.long, device=device)  # (R, S)
+    prompt_of = torch.arange(P, device=device)  # of the present searches, fewer and fewer
+    generated = torch.empty(P, 1, 0, dtype=torch.long, device=device)  # (P, 1, 0) at first, then (P, K, length)
     running = torch.zeros(P, 1, device=device)  # (P, 1) at first, then (P, K): sums of log-probabilities
 
-    for step in range(settings.max_new_tokens):
-        if step > 0:
-            positions = (lengths[alive].repeat_interleave(K) + step - 1)[:, None]
-            hidden = model(generated[:, -1:], positions=positions, cache=cache)
-            logits = model.logits(hidden[:, 0]).float()  # (R, V)
-            block_ngrams(logits, generated, settings.no_repeat_ngram)
-        if step < settings.min_length:
+    for length in range(1, S + 1):
+        logits = model.logits(hidden).float()  # (R, V)
+        block_ngrams(logits, generated.flatten(0, 1)[rows], settings.no_repeat_ngram)
+        if length <= settings.min_length:
             logits[:, ends] = -math.inf
-        log_p = logits.log_softmax(dim=-1).view(len(alive), -1, V)
-        total = (running[:, :, None] + log_p).flatten(1)  # (P, V) at first, then (P, K V)
-        running, flat = total.topk(K, dim=-1)  # (P, K)
-        parent, token = flat // V, flat % V
+        logits[:, banned] = -math.inf
+        # The best K of all are among the best K of each row.
+        values, token = logits.topk(K, dim=-1)  # (R, K)
+        log_p = values - values[:, :1] - (logits - values[:, :1]).exp_().sum(dim=-1, keepdim=True).log_()
+        total = running.new_full((running.numel(), K), -math.inf)  # (P beams, K)
+        total[rows] = running.flatten()[rows, None] + log_p
+        candidates = torch.zeros_like(total, dtype=torch.long)
+        candidates[rows] = token
+        running, flat = total.view(len(prompt_of), -1).topk(K, dim=-1)  # (P, K)
+        token = candidates.view(len(prompt_of), -1).gather(1, flat)
+        parent = flat // K
+        past = generated.gather(1, parent[:, :, None].expand(-1, -1, length - 1))
+        generated = torch.cat([past, token[:, :, None]], dim=2)  # (P, K, length)
 
-        # At the first step all K beams grow from the prompt: their rows hold nothing to reorder.
-        rows = (torch.arange(len(alive), device=device)[:, None] * K + parent).flatten()
-        generated = torch.cat([generated[rows], token.view(-1, 1)], dim=1)
-
-        length = step + 1
-        last_step = length == settings.max_new_tokens
         ended = torch.isin(token, ends)
         candidate = running / length**settings.length_penalty
-        if not last_step:
+        if length < S:
             candidate = candidate.masked_fill(~ended, -math.inf)
         score, slot = candidate.max(dim=-1)  # (P,); the first of equals, as a strict comparison in turn
-        for group in (score > best_score[alive]).nonzero().flatten().tolist():
-            i, k = int(alive[group]), int(slot[group])
-            tokens = generated[group * K + k].tolist()
-            best[i] = Hypothesis(tokens, float(score[group]), bool(ended[group, k]))
-            best_score[i] = score[group]
-        if last_step:
+        for search_ in (score > best_score[prompt_of]).nonzero().flatten().tolist():
+            i, k = int(prompt_of[search_]), int(slot[search_])
+            best[i] = Hypothesis(generated[search_, k].tolist(), float(score[search_]), bool(ended[search_, k]))
+            best_score[i] = score[search_]
+        if length == S:
             break
-        running = running.masked_fill(ended, -math.inf)
 
-        # Exact early stop: log-probabilities only fall and a longer hypothesis divides by more, so
-        # the best that a living beam can still reach is its sum now over the last step's length.
-        bound = running.max(dim=-1).values / settings.max_new_tokens ** max(settings.length_penalty, 0.0)
-        stay = (bound > best_score[alive]).nonzero().flatten()
-        if len(stay) == 0:
+        bound = running / S ** max(settings.length_penalty, 0.0)
+        alive = ~ended & (bound > best_score[prompt_of][:, None])  # (P, K)
+        cache.grow(parent if length > 1 else None)
+        going_on = alive.any(dim=-1).nonzero().flatten()
+        if len(going_on) == 0:
             break
-        if len(stay) < len(alive):
-            kept = (stay[:, None] * K + torch.arange(K, device=device)).flatten()
-            generated, running, alive, rows = generated[kept], running[stay], alive[stay], rows[kept]
-            cache.select(rows, stay)
-        else:
-            cache.select(rows)
+        if len(going_on) <= KEPT_SHARE * len(prompt_of):
+            cache.select(going_on)
+            generated, running, alive = generated[going_on], running[going_on], alive[going_on]
+            token, prompt_of = token[going_on], prompt_of[going_on]
+        rows = alive.flatten().nonzero().flatten()  # (R,)
+        hidden = model(
+            token.flatten()[rows],
+            positions=lengths[prompt_of[rows // K]] + length - 1,
+            packing=Packing(rows, len(prompt_of), K),
+            cache=cache,
+        )  # (R, d)
     found = [hypothesis for hypothesis in best if hypothesis is not None]
     if len(found) < P:
         raise RunFailed("beam search found no sequence of finite score: the model's logits are not numbers")

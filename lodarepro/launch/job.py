@@ -55,7 +55,7 @@ def job(composed: Any) -> None:
         write_status(folder, status)
     with _at_work:
         mark = Path(described.sweep.dir) / STOP if sweep and not here else None
-        status = _ended(composed, status, retry=not sweep, stop_mark=mark)
+        status = _ended(composed, status, alone=not sweep, stop_mark=mark)
         if sweep:
             write_status(folder, status)
     ended_here.append(status)
@@ -90,7 +90,7 @@ def started_here() -> None:
     ended_here.clear()
 
 
-def _ended(composed: Any, status: Status, *, retry: bool, stop_mark: Path | None) -> Status:
+def _ended(composed: Any, status: Status, *, alone: bool, stop_mark: Path | None) -> Status:
     from lodarepro import compose, pipeline  # torch takes seconds, which --cfg and --help need not pay
 
     def now(**changes: Any) -> Status:
@@ -100,7 +100,7 @@ def _ended(composed: Any, status: Status, *, retry: bool, stop_mark: Path | None
         if stop_mark is not None and stop_mark.exists():
             raise Stopped("not started: the sweep was told to stop", int(stop_mark.read_text(encoding="ascii")))
         run = compose.to_run(composed)
-        outcome = pipeline.execute(run, retry=retry or run.runtime.retry, stop_mark=stop_mark)
+        outcome = pipeline.execute(run, retry=alone or run.runtime.retry, stop_mark=stop_mark, show_bar=alone)
     except Busy as e:
         return now(state="busy", faults=e.faults, exit_code=e.exit_code, folder=str(e.folder))
     except LodareproError as e:

@@ -1,12 +1,12 @@
 """GPT-2 (Radford et al. 2019) in one file, with the sites where methods attach.
 
 Parameter names and shapes are those of Hugging Face's `GPT2LMHeadModel` less its `transformer.`
-prefix; dense weights are (in, out) as there, and the output layer is the embedding. The model has
-no dropout of its own: the LoRA paper's code has none, and libraries' default of 0.1 trains
+prefix; dense weights are (in, out) as there, and the output layer is the embedding. Dropout of the
+model's own is 0 unless it is set: the LoRA paper's code has none, and libraries' default of 0.1 trains
 something else (protocol section 2).
 
-Letters: B rows, T tokens, d width, H heads, Dh = d / H, V vocabulary, L blocks; in decoding P
-prompts, K beams a prompt, S generated tokens.
+Letters: B rows, T tokens, N tokens that are not padding, d width, H heads, Dh = d / H, V vocabulary, L
+blocks; in decoding P prompts, K beams a prompt, C columns of a cache: tokens that can be attended to.
 """
 
 from __future__ import annotations
@@ -42,6 +42,30 @@ class Sizes:
     n_positions: int
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of a packed batch stand: only attention sees rows, all else runs on the N tokens alone.
+
+    Attributes:
+        slots: (N,) place of each token in its padded batch, row after row: row * width + column.
+        rows: B.
+        width: T.
+    """
+
+    slots: Tensor
+    rows: int
+    width: int
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Packed (N, w) to padded (B, T, w), zero where no token is."""
+        padded = x.new_zeros(self.rows * self.width, x.shape[-1]).index_copy(0, self.slots, x)
+        return padded.view(self.rows, self.width, -1)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """Padded (B, T, w) to packed (N, w)."""
+        return x.flatten(0, 1).index_select(0, self.slots)
+
+
 class Dense(nn.Module):
     """A dense layer `h = x W + b`, the site of parallel deltas and of what stands for W.
 
@@ -68,19 +92,26 @@ class Dense(nn.Module):
         self.base: nn.Module | None = None
         self.deltas = nn.ModuleDict()
         self.branch_dropout: nn.Dropout | None = None
+        self.lower: Tensor | None = None  # W in the precision of `GPT2.lower_precision`
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., d_in) to (..., d_out)."""
-        h = F.linear(x, self.weight.t(), self.bias) if self.base is None else self.base(x) + self.bias
-        if self.deltas:
-            branch = x if self.branch_dropout is None else self.branch_dropout(x)
-            for name, delta in self.deltas.items():
-                columns = self.slices[name]
-                if len(self.slices) == 1:
-                    h = h + delta(branch)
-                else:
-                    h[..., columns] += delta(branch)
-        return h
+        parts = self.parts(x)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        """Map x (..., d_in) to the layer's slices in their order, which saves putting them together."""
+        if self.base is not None:
+            h = self.base(x) + self.bias
+        else:
+            h = F.linear(x, (self.weight if self.lower is None else self.lower).t(), self.bias)
+        if not self.deltas:
+            return list(h.chunk(len(self.slices), dim=-1))
+        branch = x if self.branch_dropout is None else self.branch_dropout(x)
+        return [
+            part + self.deltas[name](branch) if name in self.deltas else part
+            for name, part in zip(self.slices, h.chunk(len(self.slices), dim=-1), strict=True)
+        ]
 
     def replace(self, base: nn.Module) -> None:
         """Let a module stand for W, which the layer then no longer has."""
@@ -99,6 +130,7 @@ class Attention(nn.Module):
     Attributes:
         prefix: site of a method: a module `() -> keys, values`, (H, l, Dh) each, that every token attends to
             before all others; None: none.
+        dropout: of attention weights and of the output, in training.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -107,40 +139,52 @@ class Attention(nn.Module):
         self.c_attn = Dense(sizes.n_embd, 3 * sizes.n_embd, "q", "k", "v")
         self.c_proj = Dense(sizes.n_embd, sizes.n_embd, "o")
         self.prefix: nn.Module | None = None
+        self.dropout = 0.0
 
-    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
-        """Attend; x and the result are (B, T, d)."""
-        B, T, d = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, d // self.n_head).transpose(1, 2)  # (B, H, T, Dh)
-            for part in self.c_attn(x).split(d, dim=-1)
-        )
-        if cache is not None and cache.prefilled:
-            y = cache.attend(q, k, v)
+    def forward(self, x: Tensor, *, packing: Packing | None, cache: LayerCache | None, keep: Tensor | None) -> Tensor:
+        """Attend; x is (B, T, d), or (N, d) if packed, and so is the result, or (M, d) of the M tokens to `keep`."""
+        parts = self.c_attn.parts(x)
+        if packing is not None:
+            parts = [packing.pad(part) for part in parts]
+        B, T, d = parts[0].shape
+        q, k, v = (part.view(B, T, self.n_head, d // self.n_head).transpose(1, 2) for part in parts)  # (B, H, T, Dh)
+        p = self.dropout if self.training else 0.0
+        if cache is not None and cache.filled:
+            y = F.scaled_dot_product_attention(q, *cache.extend(k, v), attn_mask=cache.mask(q))
         else:
             mask = None
             if self.prefix is not None:
-                prefix_k, prefix_v = (p.to(q.dtype).expand(B, -1, -1, -1) for p in self.prefix())  # (B, H, l, Dh)
+                prefix_k, prefix_v = (part.to(q.dtype).expand(B, -1, -1, -1) for part in self.prefix())  # (B, H, l, Dh)
                 k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)  # (B, H, l + T, Dh)
                 length = prefix_k.shape[2]
                 mask = torch.ones(T, length + T, dtype=torch.bool, device=x.device).tril(length)
             if cache is not None:
-                cache.prefill(k, v, prefix=k.shape[2] - T)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, d))
+                cache.fill(k, v)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=p)
+        y = y.transpose(1, 2).reshape(B, T, d)
+        if packing is not None:
+            y = packing.unpad(y)
+        if keep is not None:
+            y = y.flatten(0, -2).index_select(0, keep)
+        return F.dropout(self.c_proj(y), p)
 
 
 class MLP(nn.Module):
-    """The position-wise network with GPT-2's tanh form of GELU."""
+    """The position-wise network with GPT-2's tanh form of GELU.
+
+    Attributes:
+        dropout: of the output, in training.
+    """
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.c_fc = Dense(sizes.n_embd, 4 * sizes.n_embd, "up")
         self.c_proj = Dense(4 * sizes.n_embd, sizes.n_embd, "down")
+        self.dropout = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, T, d) to (B, T, d)."""
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        """Map x (..., d) to (..., d)."""
+        return F.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -162,9 +206,18 @@ class Block(nn.Module):
         self.after_mlp: nn.Module | None = None
         self.after_block: nn.Module | None = None
 
-    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
-        """Map x (B, T, d) to (B, T, d)."""
-        a = self.attn(self.ln_1(x), cache)
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        packing: Packing | None = None,
+        cache: LayerCache | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Map x (B, T, d), or (N, d) if packed, to the same shape, or to (M, d) of the M tokens to `keep`."""
+        a = self.attn(self.ln_1(x), packing=packing, cache=cache, keep=keep)
+        if keep is not None:
+            x = x.flatten(0, -2).index_select(0, keep)
         x = x + (a if self.after_attn is None else self.after_attn(a))
         m = self.mlp(self.ln_2(x))
         x = x + (m if self.after_mlp is None else self.after_mlp(m))
@@ -188,6 +241,7 @@ class GPT2(nn.Module):
             into a context: `() -> (n, l, d)`, the hidden states of its l tokens before each of the first n blocks,
             the first of them embeddings to which positions are added. None: there are no such tokens.
         offset: position of the first token; prefixes of keys and values stand before it.
+        dropout: of the sum of the embeddings, in training; `set_dropout` sets all of the model's own.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -199,42 +253,86 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(sizes.n_embd, eps=LAYER_NORM_EPS)
         self.virtual: nn.Module | None = None
         self.offset = 0
+        self.dropout = 0.0
+        self.lower: Tensor | None = None
 
-    def forward(self, tokens: Tensor, *, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        packing: Packing | None = None,
+        cache: Cache | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
         """The final hidden states.
 
         Args:
-            tokens: (B, T) ids; rows are padded on the right, which causal attention never sees. Ids below 0
-                are those of `virtual` and come in a call without a filled cache only: none is generated.
-            positions: (B, T) position ids, counted from the first token; None counts from 0.
-            cache: filled by the first call (the prompts) and extended by the later ones, which take
-                one token a row.
+            tokens: (B, T) ids, rows padded on the right, which causal attention never sees; or (N,) ids of a packed
+                batch. Ids below 0 are those of `virtual` and come in a call without a filled cache only: none is
+                generated.
+            positions: position ids of the tokens, counted from the first of their row; None: from 0, and from 0 in
+                each row if packed.
+            packing: where packed tokens stand.
+            cache: filled by the first call (the prompts, B = P) and extended by the later ones, which take a token
+                for each beam (B = P, T = K).
+            keep: (M,) the tokens whose states are asked for, as indices of the tokens row after row; None: all. The
+                last block's MLP runs on those alone.
 
         Returns:
-            (B, T, d) after the last LayerNorm; `logits` maps them to the vocabulary.
+            (B, T, d), or (N, d) if packed, or (M, d), after the last LayerNorm; `logits` maps them to the vocabulary.
         """
         if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        if self.virtual is None or (cache is not None and cache.prefilled):
-            x = self.wte(tokens)  # (B, T, d)
+            width = tokens.shape[1] if packing is None else packing.width
+            positions = torch.arange(width, device=tokens.device)
+            if packing is not None:
+                positions = positions[packing.slots % width]
+        if self.virtual is None or (cache is not None and cache.filled):
+            x = self.wte(tokens)  # (B, T, d) or (N, d)
             states: Sequence[Tensor] = ()
         else:
-            own = tokens < 0  # (B, T)
-            ids = -1 - tokens[own]  # (N,)
+            own = tokens < 0  # as tokens
+            ids = -1 - tokens[own]
             # Looked up as embeddings are: an indexed tensor's gradient is summed in no fixed order by several threads.
-            states = [F.embedding(ids, state) for state in self.virtual()]  # n times (N, d)
+            states = [F.embedding(ids, state) for state in self.virtual()]  # n times (tokens of its own, d)
             x = self.wte(tokens.clamp(min=0))
             x = x.masked_scatter(own[..., None], states[0].to(x.dtype))
-        x = x + self.wpe(positions + self.offset)
+        x = F.dropout(x + self.wpe(positions + self.offset), self.dropout, self.training)
         for i, block in enumerate(self.h):
             if 0 < i < len(states):
                 x = x.masked_scatter(own[..., None], states[i].to(x.dtype))
-            x = block(x, None if cache is None else cache.layers[i])
+            last = i + 1 == len(self.h)
+            layer_cache = None if cache is None else cache.layers[i]
+            x = block(x, packing=packing, cache=layer_cache, keep=keep if last else None)
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., d) to logits (..., V); apply it only where they are needed."""
-        return F.linear(hidden, self.wte.weight)
+        return F.linear(hidden, self.wte.weight if self.lower is None else self.lower)
+
+    def set_dropout(self, p: float) -> None:
+        """Set the dropout of the model's own, on embeddings, attention weights and sub-layers' outputs."""
+        for module in self.modules():
+            if isinstance(module, GPT2 | Attention | MLP):
+                module.dropout = p
+
+    def lower_precision(self, dtype: torch.dtype | None, *, training: bool) -> None:
+        """Keep copies of the large matrices in a lower precision, for use under autocast; None drops them.
+
+        Autocast would make them anew at every use, to the same bits.
+
+        Args:
+            dtype: of the copies.
+            training: copy what is frozen, the output layer too; else all but the output layer, whose logits a search
+                compares: numbers around 100 have steps of 0.5 in bf16.
+        """
+        for block in self.h:
+            for dense in block.denses():  # type: ignore[operator]
+                if dense.base is None:
+                    frozen = not (training and dense.weight.requires_grad)
+                    dense.lower = dense.weight.detach().to(dtype) if dtype is not None and frozen else None
+        output = dtype is not None and training and not self.wte.weight.requires_grad
+        self.lower = self.wte.weight.detach().to(dtype) if output else None
 
     def macs(self) -> int:
         """Multiply-accumulate operations a token: blocks and output layer, without those between tokens."""
@@ -259,76 +357,102 @@ class GPT2(nn.Module):
                 p.normal_(0.0, std, generator=generator)
 
 
-class LayerCache:
-    """Keys and values of one block: of each prompt once, and of each beam's generated tokens."""
-
-    def __init__(self, lengths: Tensor, beams: int) -> None:
-        self.lengths = lengths  # (P,)
-        self.beams = beams
-        self.prefilled = False
-        # Set by the prefill and the first step: masks and keys have no shape before.
-        self.mask = self.prompt_k = self.prompt_v = self.own_k = self.own_v = torch.empty(0)
-
-    def prefill(self, k: Tensor, v: Tensor, *, prefix: int) -> None:
-        """Keep the prompts' keys and values, (P, H, T, Dh) each, the first `prefix` of which are a method's."""
-        P, H, T, Dh = k.shape
-        padded = torch.arange(T, device=k.device) >= self.lengths[:, None] + prefix  # (P, T)
-        self.mask = torch.zeros(P, 1, 1, T, device=k.device, dtype=k.dtype)
-        self.mask.masked_fill_(padded[:, None, None, :], -math.inf)
-        self.prompt_k, self.prompt_v = k, v
-        self.own_k = self.own_v = k.new_empty(P * self.beams, H, 0, Dh)
-        self.prefilled = True
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of one new token a beam over its prompt and its own tokens; all (P K, H, 1, Dh)."""
-        R, H, _, Dh = q.shape
-        P, K, T = R // self.beams, self.beams, self.prompt_k.shape[2]
-        self.own_k = torch.cat([self.own_k, k], dim=2)  # (R, H, S, Dh)
-        self.own_v = torch.cat([self.own_v, v], dim=2)
-        scale = 1.0 / math.sqrt(Dh)
-        # The beams of a prompt are the query positions of one product with its keys: the prompt's
-        # keys are neither copied nor read once per beam.
-        beams = q.view(P, K, H, Dh).transpose(1, 2)  # (P, H, K, Dh)
-        prompt = beams @ self.prompt_k.transpose(-1, -2) * scale + self.mask  # (P, H, K, T)
-        own = (q @ self.own_k.transpose(-1, -2) * scale).view(P, K, H, -1).transpose(1, 2)  # (P, H, K, S)
-        weights = torch.cat([prompt, own], dim=-1).softmax(dim=-1)
-        y = (weights[..., :T] @ self.prompt_v).transpose(1, 2).reshape(R, H, 1, Dh)
-        return y + weights[..., T:].transpose(1, 2).reshape(R, H, 1, -1) @ self.own_v
-
-    def select(self, rows: Tensor, prompts: Tensor | None) -> None:
-        """Keep the given beam rows in the given order and, if given, only these prompts."""
-        self.own_k = self.own_k.index_select(0, rows)
-        self.own_v = self.own_v.index_select(0, rows)
-        if prompts is not None:
-            self.prompt_k = self.prompt_k.index_select(0, prompts)
-            self.prompt_v = self.prompt_v.index_select(0, prompts)
-            self.mask = self.mask.index_select(0, prompts)
-
-
 class Cache:
-    """The key/value cache of a search: P prompts, K beams each."""
+    """Keys and values of a search: those of each prompt once, and those of every token that a beam was extended by.
 
-    def __init__(self, model: GPT2, lengths: Tensor, *, beams: int) -> None:
+    Nothing is moved when beams are reordered: a token's keys and values stay in the column where it was generated, the
+    beams of a prompt share all columns, and a mask says which of them are a beam's own past.
+
+    Attributes:
+        layers: one for each block.
+        past: (P, K, C) bool, the columns that a beam attends to; filled from the left.
+        columns: how many of the C are in use.
+    """
+
+    def __init__(self, model: GPT2, lengths: Tensor, *, width: int, beams: int, steps: int) -> None:
         """Make an empty cache.
 
         Args:
             model: the model that will fill it.
-            lengths: (P,) tokens of each prompt; the first forward call takes the prompts.
-            beams: K; the later calls take one token for each of P K rows.
+            lengths: (P,) tokens of each prompt.
+            width: T, tokens to which the prompts are padded.
+            beams: K; the calls after the first take up to K tokens a prompt.
+            steps: how many of those calls there will be at most.
         """
-        self.layers = [LayerCache(lengths, beams) for _ in range(model.sizes.n_layer)]
+        prefix = model.h[0].attn.prefix  # type: ignore[union-attr]
+        ahead = 0 if prefix is None else prefix()[0].shape[1]  # type: ignore[operator]
+        real = torch.arange(ahead + width, device=lengths.device) < lengths[:, None] + ahead  # (P, l + T)
+        self.past = torch.zeros(
+            len(lengths), beams, ahead + width + beams * steps, dtype=torch.bool, device=real.device
+        )
+        self.past[:, :, : ahead + width] = real[:, None]
+        self.columns = ahead + width
+        self.layers = [LayerCache(self) for _ in range(model.sizes.n_layer)]
+        self._additive: Tensor | None = None
 
     @property
-    def prefilled(self) -> bool:
+    def filled(self) -> bool:
         """Whether the prompts are in it."""
-        return self.layers[0].prefilled
+        return self.layers[0].filled
 
-    def select(self, rows: Tensor, prompts: Tensor | None = None) -> None:
-        """Reorder the beams.
+    def grow(self, parents: Tensor | None) -> None:
+        """Make room for one token more of each beam, which it attends to itself.
 
         Args:
-            rows: (P' K,) rows of the present beams, in the new order.
-            prompts: (P',) the prompts that stay, where some leave.
+            parents: (P, K) the beam that each beam goes on from; None where all go on from the prompt.
         """
+        if parents is not None:
+            used = self.past[:, :, : self.columns]
+            self.past[:, :, : self.columns] = used.gather(1, parents[:, :, None].expand(-1, -1, self.columns))
+        beams = torch.arange(self.past.shape[1], device=self.past.device)
+        self.past[:, beams, self.columns + beams] = True
+        self.columns += len(beams)
+        self._additive = None
+
+    def mask(self, q: Tensor) -> Tensor:
+        """What is added to the products of queries and keys, (P, 1, K, columns in use); one for all blocks."""
+        if self._additive is None or self._additive.dtype != q.dtype:
+            used = self.past[:, None, :, : self.columns]
+            self._additive = torch.zeros(used.shape, dtype=q.dtype, device=q.device).masked_fill_(~used, -math.inf)
+        return self._additive
+
+    def select(self, prompts: Tensor) -> None:
+        """Keep only some prompts, (P',) their places."""
+        self.past = self.past.index_select(0, prompts)
+        self._additive = None
         for layer in self.layers:
-            layer.select(rows, prompts)
+            layer.select(prompts)
+
+
+class LayerCache:
+    """Keys and values of one block, (P, H, C, Dh) each."""
+
+    def __init__(self, whole: Cache) -> None:
+        self.whole = whole
+        self.keys = self.values = torch.empty(0)  # there is no dtype before the first keys
+
+    @property
+    def filled(self) -> bool:
+        """Whether the prompts are in it."""
+        return self.keys.numel() > 0
+
+    def fill(self, k: Tensor, v: Tensor) -> None:
+        """Keep the prompts' keys and values with a method's own before them, (P, H, l + T, Dh) each."""
+        P, H, T, Dh = k.shape
+        self.keys, self.values = (k.new_empty(P, H, self.whole.past.shape[2], Dh) for _ in range(2))
+        self.keys[:, :, :T], self.values[:, :, :T] = k, v
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of one token a beam, (P, H, K, Dh) each, in the columns of the last `grow`; give all in use."""
+        end = self.whole.columns
+        new = slice(end - k.shape[2], end)
+        self.keys[:, :, new], self.values[:, :, new] = k, v
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def mask(self, q: Tensor) -> Tensor:
+        """As `Cache.mask`."""
+        return self.whole.mask(q)
+
+    def select(self, prompts: Tensor) -> None:
+        """As `Cache.select`."""
+        self.keys, self.values = self.keys.index_select(0, prompts), self.values.index_select(0, prompts)

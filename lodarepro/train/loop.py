@@ -1,94 +1,85 @@
-"""The training loop and its loss (protocol section 2).
+"""The training loop (protocol section 2).
 
-Letters: B pairs a step, T tokens, N tokens that count, d width, V vocabulary.
+Letters: M tokens that count.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from lodarepro import config
-from lodarepro.data.batch import Batch, collate, epoch_order, steps_an_epoch
+from lodarepro.bar import bar
+from lodarepro.data.batch import collate, epoch_order, steps_an_epoch
 from lodarepro.data.tokenise import Encoded
-from lodarepro.errors import RunFailed, Stopped
+from lodarepro.distributed import ALONE, Processes
+from lodarepro.errors import BadInput, RunFailed, Stopped
 from lodarepro.methods import one_group, trained
 from lodarepro.model import GPT2
+from lodarepro.precision import Arithmetic
 from lodarepro.seeds import derived_seed
-from lodarepro.train import checkpoint
-from lodarepro.train.checkpoint import Progress
+from lodarepro.train.checkpoint import Checkpoints, Progress, generator_state
+from lodarepro.train.loss import token_losses
 from lodarepro.train.optim import learning_rate, make_optimizer
+from lodarepro.train.step import DENOMINATOR_EPS, Step, counted_states, output_weight
 
 logger = logging.getLogger(__name__)
 
-DENOMINATOR_EPS = 1e-4  # the original divides by the token count plus this
-LOGS_AN_EPOCH = 10
+LOOK_STEPS = 50  # between two looks at the losses, for which a GPU has to be waited for
+LOG_SECONDS = 30  # between two lines of the log
+RECENT = 100  # steps whose mean loss is shown
 VALIDATION_ROWS = 64  # pairs a forward pass; the figure does not depend on it
 
 
-def batch_loss(model: GPT2, batch: Batch, *, label_smoothing: float) -> Tensor:
-    """Sum of the token losses over (number of completion tokens + 1e-4).
-
-    Smoothing spreads its mass over the whole vocabulary. The vocabulary projection runs on the N
-    positions that count only.
-    """
-    hidden = model(batch.inputs)[batch.mask]  # (N, d)
-    targets = batch.targets[batch.mask]  # (N,)
-    total = F.cross_entropy(model.logits(hidden).float(), targets, reduction="sum", label_smoothing=label_smoothing)
-    return total / (len(targets) + DENOMINATOR_EPS)
-
-
 @torch.no_grad()
-def validation_loss(model: GPT2, data: Encoded, settings: config.Train, protocol: config.Protocol) -> float:
+def validation_loss(
+    model: GPT2, data: Encoded, settings: config.Train, protocol: config.Protocol, *, processes: Processes = ALONE
+) -> float:
     """Mean over batches of `train.valid_batch_size` of each batch's loss, without label smoothing.
 
     As in the original, the last batch is filled with rows drawn at random; here with the same ones
     every time, so that epochs compare.
     """
+    was_training = model.training
     model.eval()
     device = model.wte.weight.device
-    sums, counts = torch.zeros(len(data)), torch.zeros(len(data))
+    arithmetic = Arithmetic(settings.precision, device)
+    sums, counts = torch.zeros(len(data), device=device), torch.zeros(len(data), device=device)
     by_length = torch.argsort(torch.from_numpy(data.starts[1:] - data.starts[:-1]), stable=True)
-    for rows in by_length.split(VALIDATION_ROWS):
-        batch = collate(data, rows.tolist(), max_length=protocol.max_length, loss_on=protocol.loss_on)
-        batch = batch.to(device)
-        with autocast(settings, device):
-            logits = model.logits(model(batch.inputs)[batch.mask]).float()  # (N, V)
-        token_loss = torch.zeros(batch.mask.shape, device=device)  # (B, T)
-        token_loss[batch.mask] = F.cross_entropy(logits, batch.targets[batch.mask], reduction="none")
-        sums[rows] = token_loss.sum(1).cpu()
-        counts[rows] = batch.mask.sum(1).float().cpu()
-    model.train()
+    for rows in processes.share(by_length.split(VALIDATION_ROWS)):
+        batch = collate(data, rows.tolist(), max_length=protocol.max_length, loss_on=protocol.loss_on).to(device)
+        with arithmetic():
+            hidden, targets = counted_states(model, batch)
+            found = token_losses(hidden, output_weight(model), targets)  # (M,)
+        per_token = torch.zeros(batch.mask.numel(), device=device)
+        per_token[batch.slots[batch.counted]] = found
+        sums[rows] = per_token.view(batch.mask.shape).sum(1)
+        counts[rows] = batch.mask.sum(1).float()
+    processes.sum([sums, counts])
+    model.train(was_training)
     size = settings.valid_batch_size
     order = torch.from_numpy(
         epoch_order(len(data), 0, batch_size=size, seed=0, shuffle=False, fill=settings.fill_last_batch)
     )
     means = [
         float(s.sum() / (c.sum() + DENOMINATOR_EPS))
-        for s, c in zip(sums[order].split(size), counts[order].split(size), strict=True)
+        for s, c in zip(sums.cpu()[order].split(size), counts.cpu()[order].split(size), strict=True)
     ]
     return sum(means) / len(means)
 
 
-def autocast(settings: config.Train, device: torch.device) -> AbstractContextManager[object]:
-    """The arithmetic that `train.precision` names."""
-    if settings.precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
-
-
 def total_steps(n: int, settings: config.Train) -> int:
     """Steps of a whole training on n pairs."""
-    return settings.epochs * steps_an_epoch(n, settings.batch_size)
+    return settings.max_steps or settings.epochs * steps_an_epoch(n, settings.batch_size)
 
 
 def train(
@@ -101,9 +92,11 @@ def train(
     seed: int,
     groups: list[dict[str, Any]] | None = None,
     stretch: dict[str, Any] | None = None,
+    runtime: config.Runtime | None = None,
     checkpoint_path: Path | None = None,
-    checkpoint_minutes: float = 5.0,
     stop_signal: Callable[[], int | None] = lambda: None,
+    processes: Processes = ALONE,
+    show_bar: bool = False,
 ) -> Progress:
     """Train what the method left trainable, to the end or to a stop.
 
@@ -118,23 +111,135 @@ def train(
         seed: data order and dropout.
         groups: optimizer groups with `params` and `lr_scale`; None: one group at 1.
         stretch: what to note of this start or continuation (code, device).
-        checkpoint_path: continued from if it exists; None: no checkpoints.
-        checkpoint_minutes: time between checkpoints within an epoch.
+        runtime: how this machine does the work; None: the defaults.
+        checkpoint_path: continued from if it exists; the epochs to keep are beside it. None: no checkpoints.
         stop_signal: asked after each step: the number of a signal that asks to stop, or None.
+        processes: that train together.
+        show_bar: show a progress bar if there is a terminal.
 
     Returns:
         The losses and validation losses of the whole training.
 
     Raises:
-        Stopped: `stop_signal` answered; a checkpoint has been written.
-        RunFailed: the loss is not a number.
+        Stopped: `stop_signal` answered, or the time limit was reached; a checkpoint has been written.
+        RunFailed: the loss is not a number, or memory is too small.
+        BadInput: a checkpoint does not fit, or an epoch to keep is none of this training's.
     """
+    runtime = runtime or config.Runtime()
     device = model.wte.weight.device
+    arithmetic = Arithmetic(settings.precision, device)
     parameters = list(trained(model).values())
     if not parameters:
-        return _untrained(model, valid, settings, protocol=protocol, stretch=stretch)
+        return _untrained(model, valid, settings, protocol=protocol, stretch=stretch, processes=processes)
     optimizer = make_optimizer(one_group(model) if groups is None else groups, settings)
     an_epoch, total = steps_an_epoch(len(data), settings.batch_size), total_steps(len(data), settings)
+    _check(settings, an_epoch, total)
+    torch.manual_seed(derived_seed(seed, "dropout", processes.rank))
+    checkpoints = Checkpoints(checkpoint_path, settings.keep) if checkpoint_path else None
+    progress = None
+    if checkpoints:
+        progress = checkpoints.load(model, optimizer, rank=processes.rank, processes=processes.size)
+    if progress is None:
+        progress = Progress(step=0, losses=torch.zeros(total))
+    else:
+        logger.info("continuing at step %d of %d", progress.step, total)
+    progress.losses = progress.losses.to(device)
+    progress.stretches.append({"from_step": progress.step, **(stretch or {})})
+    model.set_dropout(settings.model_dropout)
+    model.lower_precision(arithmetic.lower, training=True)
+    model.train()
+    gradient = Step(
+        model,
+        data,
+        settings,
+        protocol=protocol,
+        arithmetic=arithmetic,
+        micro_batch=runtime.micro_batch,
+        compiled=runtime.compile,
+        processes=processes,
+    )
+    look_every = 1 if device.type == "cpu" else LOOK_STEPS
+    began = saved = logged = time.monotonic()
+    looked = progress.step
+    spent_before = progress.seconds
+    due = False
+
+    with bar("training", total, done=progress.step, shown=show_bar and processes.main) as tick:
+        for epoch in range(progress.step // an_epoch, -(-total // an_epoch)):
+            order = _order(len(data), epoch, settings, seed)
+            for i in range(progress.step - epoch * an_epoch, min(an_epoch, total - epoch * an_epoch)):
+                step = progress.step
+                progress.losses[step] = gradient(
+                    order[i * settings.batch_size : (i + 1) * settings.batch_size].tolist()
+                )
+                progress.step += 1
+
+                whole_update = progress.step % settings.accumulate == 0
+                if whole_update:
+                    processes.sum([p.grad for p in parameters if p.grad is not None])
+                    if settings.clip is not None:
+                        torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["lr_scale"] * learning_rate(settings, step, total)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+
+                epoch_ends = i + 1 == an_epoch or progress.step == total
+                if progress.step % look_every and not epoch_ends:
+                    continue
+                now = time.monotonic()
+                number = signal.SIGALRM if _over(settings.time_limit, now - began) else stop_signal()
+                asked = torch.tensor([number is not None, now - saved > 60 * runtime.checkpoint_minutes], device=device)
+                stop, old = processes.agree(progress.losses[looked : progress.step], asked)
+                looked = progress.step
+                _check_losses(progress, len(data), settings, seed)
+                if tick is not None or now - logged > LOG_SECONDS:
+                    recent = float(progress.losses[max(0, looked - RECENT) : looked].mean())
+                    shown = f"loss {recent:.4f}, {gradient.tokens / (now - began):,.0f} tokens/s"
+                    if tick is not None:
+                        tick(progress.step, shown)
+                    else:
+                        logger.info("step %d of %d (epoch %d): %s", progress.step, total, epoch + 1, shown)
+                        logged = now
+                if epoch_ends:
+                    val_loss = validation_loss(model, valid, settings, protocol, processes=processes)
+                    if not math.isfinite(val_loss):  # a record can't hold it, and a checkpoint should not
+                        raise _diverged(f"the validation loss is {val_loss} after step {progress.step}")
+                    progress.epochs.append({"epoch": epoch + 1, "step": progress.step, "val_loss": val_loss})
+                    logger.info("epoch %d of %d: validation loss %.4f", epoch + 1, -(-total // an_epoch), val_loss)
+                    if checkpoints and processes.main:
+                        checkpoints.keep_epoch(model, progress)
+                # Gradients are not part of a checkpoint, so it waits for a whole update.
+                due = due or epoch_ends or old
+                if checkpoints and whole_update and (due or stop):
+                    progress.seconds = spent_before + time.monotonic() - began
+                    generators = processes.gather(generator_state(device))
+                    if processes.main:
+                        checkpoints.save(model, optimizer, progress, generators)
+                    saved, due = time.monotonic(), False
+                if stop and (whole_update or not checkpoints):
+                    why = f" (train.time_limit={settings.time_limit:g})" if number == signal.SIGALRM else ""
+                    raise Stopped(
+                        f"stopped at step {progress.step} of {total}{why}; the same command continues",
+                        number or signal.SIGTERM,
+                    )
+    progress.seconds = spent_before + time.monotonic() - began
+    progress.losses = progress.losses.cpu()
+    model.lower_precision(None, training=True)
+    return progress
+
+
+def _order(n: int, epoch: int, settings: config.Train, seed: int) -> npt.NDArray[np.int64]:
+    size, shuffle, fill = settings.batch_size, settings.shuffle, settings.fill_last_batch
+    return epoch_order(n, epoch, batch_size=size, seed=seed, shuffle=shuffle, fill=fill)
+
+
+def _over(limit: float | None, seconds: float) -> bool:
+    return limit is not None and seconds > 60 * limit
+
+
+def _check(settings: config.Train, an_epoch: int, total: int) -> None:
+    """Settings whose fault shows when the data are there."""
     if settings.warmup_steps >= total:
         logger.warning(
             "warm-up (%d steps) outlasts the training (%d steps): the peak learning rate is never reached; "
@@ -142,64 +247,29 @@ def train(
             settings.warmup_steps,
             total,
         )
-    torch.manual_seed(derived_seed(seed, "dropout"))
-    progress = checkpoint.load(checkpoint_path, model, optimizer) if checkpoint_path else None
-    if progress is None:
-        progress = Progress(step=0, losses=torch.zeros(total))
-    else:
-        logger.info("continuing at step %d of %d", progress.step, total)
-    progress.stretches.append({"from_step": progress.step, **(stretch or {})})
-    began = saved = time.monotonic()
-    due = False
-    spent_before = progress.seconds
-    model.train()
+    epochs = -(-total // an_epoch)
+    for name in settings.keep:
+        if name.startswith("epoch-") and int(name.removeprefix("epoch-")) > epochs:
+            raise BadInput(f"train.keep: there is no {name} in a training of {total} steps, {epochs} epochs")
 
-    for epoch in range(progress.step // an_epoch, settings.epochs):
-        order = epoch_order(
-            len(data),
-            epoch,
-            batch_size=settings.batch_size,
-            seed=seed,
-            shuffle=settings.shuffle,
-            fill=settings.fill_last_batch,
-        )
-        for i in range(progress.step - epoch * an_epoch, an_epoch):
-            step = progress.step
-            rows = order[i * settings.batch_size : (i + 1) * settings.batch_size]
-            batch = collate(data, rows.tolist(), max_length=protocol.max_length, loss_on=protocol.loss_on).to(device)
-            with autocast(settings, device):
-                loss = batch_loss(model, batch, label_smoothing=settings.label_smoothing)
-            (loss / settings.accumulate).backward()
-            progress.losses[step] = loss.detach()
-            progress.step += 1
 
-            whole_update = progress.step % settings.accumulate == 0
-            if whole_update:
-                if settings.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-                for group in optimizer.param_groups:
-                    group["lr"] = group["lr_scale"] * learning_rate(settings, step, total)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+def _check_losses(progress: Progress, n: int, settings: config.Train, seed: int) -> None:
+    """End the run if a loss is no number, and say at which step it was, of which pairs."""
+    losses = progress.losses[: progress.step]
+    if bool(losses[-LOOK_STEPS:].isfinite().all()):
+        return
+    step = int(losses.isfinite().logical_not().nonzero()[0])
+    epoch, i = divmod(step, steps_an_epoch(n, settings.batch_size))
+    pairs = _order(n, epoch, settings, seed)[i * settings.batch_size : (i + 1) * settings.batch_size]
+    rate = learning_rate(settings, step, len(progress.losses))
+    raise _diverged(
+        f"the loss is {float(losses[step])} at step {step} (learning rate {rate:.3g}; pairs "
+        f"{', '.join(str(pair) for pair in pairs)} of the training file, counted from 0)"
+    )
 
-            if progress.step % max(1, an_epoch // LOGS_AN_EPOCH) == 0:
-                _log(progress, total, epoch, began)
-            if i + 1 == an_epoch:
-                val_loss = validation_loss(model, valid, settings, protocol)
-                _check_finite(val_loss, progress.step)  # a record can't hold it, and a checkpoint should not
-                progress.epochs.append({"epoch": epoch + 1, "step": progress.step, "val_loss": val_loss})
-                logger.info("epoch %d of %d: validation loss %.4f", epoch + 1, settings.epochs, val_loss)
-            # Gradients are not part of a checkpoint, so it waits for a whole update.
-            number = stop_signal()
-            due = due or i + 1 == an_epoch or time.monotonic() - saved > 60 * checkpoint_minutes
-            if checkpoint_path and whole_update and (due or number is not None):
-                progress.seconds = spent_before + time.monotonic() - began
-                checkpoint.save(checkpoint_path, model, optimizer, progress)
-                saved, due = time.monotonic(), False
-            if number is not None and (whole_update or not checkpoint_path):
-                raise Stopped(f"stopped at step {progress.step} of {total}; the same command continues", number)
-    progress.seconds = spent_before + time.monotonic() - began
-    return progress
+
+def _diverged(what: str) -> RunFailed:
+    return RunFailed(f"{what}: training diverged; lower train.lr or set train.clip")
 
 
 def _untrained(
@@ -209,8 +279,9 @@ def _untrained(
     *,
     protocol: config.Protocol,
     stretch: dict[str, Any] | None,
+    processes: Processes,
 ) -> Progress:
-    val_loss = validation_loss(model, valid, settings, protocol)
+    val_loss = validation_loss(model, valid, settings, protocol, processes=processes)
     if not math.isfinite(val_loss):
         raise RunFailed(
             f"the validation loss is {val_loss} though nothing has been trained: the base model's weights are damaged; "
@@ -222,22 +293,4 @@ def _untrained(
         losses=torch.zeros(0),
         epochs=[{"epoch": 0, "step": 0, "val_loss": val_loss}],
         stretches=[{"from_step": 0, **(stretch or {})}],
-    )
-
-
-def _check_finite(loss: float, step: int) -> None:
-    if not loss < float("inf"):
-        raise RunFailed(f"the loss is {loss} around step {step}: training diverged; lower train.lr or set train.clip")
-
-
-def _log(progress: Progress, total: int, epoch: int, began: float) -> None:
-    recent = progress.losses[max(0, progress.step - 100) : progress.step].mean().item()
-    _check_finite(recent, progress.step)
-    logger.info(
-        "step %d of %d (epoch %d): loss %.4f, %.0f s",
-        progress.step,
-        total,
-        epoch + 1,
-        recent,
-        time.monotonic() - began,
     )

@@ -22,7 +22,8 @@ from lodarepro.data.tokenise import Encoded
 from lodarepro.decode.beam import search
 from lodarepro.methods import attach, trained
 from lodarepro.model import GPT2, Sizes
-from lodarepro.train.loop import batch_loss, train, validation_loss
+from lodarepro.train.loop import train, validation_loss
+from lodarepro.train.step import batch_loss
 
 GOLDEN = Path(__file__).parent / "lora"
 TRAIN = json.loads((GOLDEN / "train.json").read_text())

@@ -35,7 +35,8 @@ from lodarepro.methods.base import FORMAT
 from lodarepro.methods.lora import LoraDelta
 from lodarepro.model import GPT2, Sizes, weights
 from lodarepro.model.weights import save_tensors
-from lodarepro.train.loop import batch_loss, train, validation_loss
+from lodarepro.train.loop import train, validation_loss
+from lodarepro.train.step import batch_loss
 
 SIZES = Sizes(n_layer=3, n_head=2, n_embd=32, vocab_size=299, n_positions=64)
 TARGETS = ("q", "k", "v", "o", "up", "down")

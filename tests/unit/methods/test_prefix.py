@@ -21,7 +21,8 @@ from lodarepro.errors import BadInput
 from lodarepro.methods import attach, finalize, layout, load_adapter, save_adapter, trained
 from lodarepro.methods.prefix import around
 from lodarepro.model import GPT2, Sizes
-from lodarepro.train.loop import batch_loss, train
+from lodarepro.train.loop import train
+from lodarepro.train.step import batch_loss
 
 SIZES = Sizes(n_layer=3, n_head=2, n_embd=32, vocab_size=60, n_positions=64)
 MEDIUM = Sizes(n_layer=24, n_head=16, n_embd=1024, vocab_size=50257, n_positions=1024)
