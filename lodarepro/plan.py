@@ -337,7 +337,7 @@ def _train_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.device
     data = Encoded.of([(row[: width - targets], row[width - targets :]) for row in tokens])
     batch = collate(data, range(rows), max_length=run.protocol.max_length).to(device)
     arithmetic = Arithmetic(run.train.precision, device)
-    model.lower_precision(arithmetic.lower, training=True)
+    model.pack(arithmetic.dtype, training=True)
     seconds = []
     for _ in range(1 + PROBE_STEPS):
         began = time.perf_counter()
@@ -361,7 +361,7 @@ def _decode_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.devic
     # No token ends a hypothesis here, so that all steps run.
     settings = config.Decode(beam=run.decode.beam, max_new_tokens=PROBE_TOKENS)
     arithmetic = Arithmetic(run.decode.precision, device)
-    model.lower_precision(arithmetic.lower, training=False)
+    model.pack(arithmetic.dtype, training=False)
     with arithmetic():
         search(model, contexts[:1], settings, end_ids=[])
         began = time.perf_counter()

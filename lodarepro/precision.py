@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Arithmetic:
-    """What `precision` names, on a device: a context for the work, and copies of the weights in it."""
+    """What `precision` names, on a device: a context for the work."""
 
     def __init__(self, precision: config.Precision, device: torch.device) -> None:
         self.precision, self.device = precision, device
@@ -23,9 +23,9 @@ class Arithmetic:
             logger.warning("%s has no bf16 instructions: bf16 will be slower than fp32 here", device)
 
     @property
-    def lower(self) -> torch.dtype | None:
-        """The dtype of copies of the weights, where there are any."""
-        return torch.bfloat16 if self.precision == "bf16" else None
+    def dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def __call__(self) -> AbstractContextManager[object]:
         """The context."""

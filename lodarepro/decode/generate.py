@@ -69,7 +69,7 @@ def decode(
     order = processes.share(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
     batch = batch or BATCH[device.type]
     arithmetic = Arithmetic(settings.precision, device)
-    model.lower_precision(arithmetic.lower, training=False)
+    model.pack(arithmetic.dtype, training=False)
     found: dict[int, Hypothesis] = {}
     logged = time.monotonic()
     with bar("decoding", len(order), shown=show_bar and processes.main) as tick:
@@ -97,7 +97,7 @@ def decode(
                 logged = time.monotonic()
             if (number := stop_signal()) is not None:
                 raise Stopped("stopped while decoding; the same command decodes again", number)
-    model.lower_precision(None, training=False)
+    model.unpack()
     found = {i: hypothesis for share in processes.gather(found) for i, hypothesis in share.items()}
     return [
         Decoded(

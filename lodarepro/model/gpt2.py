@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lodarepro.model.products import Product
+
 LAYER_NORM_EPS = 1e-5  # as in every published GPT-2 checkpoint
 INIT_STD = 0.02  # GPT-2's initialisation; residual projections are scaled by 1 / sqrt(2 L)
 
@@ -92,7 +94,7 @@ class Dense(nn.Module):
         self.base: nn.Module | None = None
         self.deltas = nn.ModuleDict()
         self.branch_dropout: nn.Dropout | None = None
-        self.lower: Tensor | None = None  # W in the precision of `GPT2.lower_precision`
+        self.product: Product | None = None  # with W, where `GPT2.pack` made one
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., d_in) to (..., d_out)."""
@@ -101,10 +103,12 @@ class Dense(nn.Module):
 
     def parts(self, x: Tensor) -> list[Tensor]:
         """Map x (..., d_in) to the layer's slices in their order, which saves putting them together."""
-        if self.base is not None:
+        if self.product is not None:
+            h = self.product(x, self.bias)
+        elif self.base is not None:
             h = self.base(x) + self.bias
         else:
-            h = F.linear(x, (self.weight if self.lower is None else self.lower).t(), self.bias)
+            h = F.linear(x, self.weight.t(), self.bias)
         if not self.deltas:
             return list(h.chunk(len(self.slices), dim=-1))
         branch = x if self.branch_dropout is None else self.branch_dropout(x)
@@ -122,6 +126,10 @@ class Dense(nn.Module):
         """Multiply-accumulate operations a token: W or what stands for it, and the deltas."""
         base = self.d_in * self.d_out if self.base is None else self.base.macs()  # type: ignore[operator]
         return base + sum(delta.macs() for delta in self.deltas.values())  # type: ignore[operator]
+
+
+def _packs(W: Tensor, dtype: torch.dtype, training: bool) -> bool:
+    return Product.pays(W, dtype) and not (training and W.requires_grad)
 
 
 class Attention(nn.Module):
@@ -254,7 +262,7 @@ class GPT2(nn.Module):
         self.virtual: nn.Module | None = None
         self.offset = 0
         self.dropout = 0.0
-        self.lower: Tensor | None = None
+        self.output: Product | None = None  # with the output layer, where `pack` made one
 
     def forward(
         self,
@@ -308,7 +316,7 @@ class GPT2(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., d) to logits (..., V); apply it only where they are needed."""
-        return F.linear(hidden, self.wte.weight if self.lower is None else self.lower)
+        return F.linear(hidden, self.wte.weight) if self.output is None else self.output(hidden)
 
     def set_dropout(self, p: float) -> None:
         """Set the dropout of the model's own, on embeddings, attention weights and sub-layers' outputs."""
@@ -316,23 +324,30 @@ class GPT2(nn.Module):
             if isinstance(module, GPT2 | Attention | MLP):
                 module.dropout = p
 
-    def lower_precision(self, dtype: torch.dtype | None, *, training: bool) -> None:
-        """Keep copies of the large matrices in a lower precision, for use under autocast; None drops them.
-
-        Autocast would make them anew at every use, to the same bits.
+    def pack(self, dtype: torch.dtype, *, training: bool) -> None:
+        """Keep copies of the large frozen matrices as this machine multiplies by them fastest.
 
         Args:
-            dtype: of the copies.
-            training: copy what is frozen, the output layer too; else all but the output layer, whose logits a search
-                compares: numbers around 100 have steps of 0.5 in bf16.
+            dtype: of the products; the caller runs the model under autocast to it.
+            training: trained matrices stay as they are, and gradients are asked for; else none changes or has a
+                gradient, and the output layer's products are fp32: a search compares logits, and numbers around 100
+                have steps of 0.5 in bf16.
         """
+        self.unpack()
         for block in self.h:
             for dense in block.denses():  # type: ignore[operator]
-                if dense.base is None:
-                    frozen = not (training and dense.weight.requires_grad)
-                    dense.lower = dense.weight.detach().to(dtype) if dtype is not None and frozen else None
-        output = dtype is not None and training and not self.wte.weight.requires_grad
-        self.lower = self.wte.weight.detach().to(dtype) if output else None
+                if dense.base is None and _packs(dense.weight, dtype, training):
+                    dense.product = Product(dense.weight, dtype, gradient=training)
+        output = dtype if training else torch.float32
+        if _packs(self.wte.weight, output, training):
+            self.output = Product(self.wte.weight.t(), output, gradient=training)
+
+    def unpack(self) -> None:
+        """Drop the copies."""
+        self.output = None
+        for block in self.h:
+            for dense in block.denses():  # type: ignore[operator]
+                dense.product = None
 
     def macs(self) -> int:
         """Multiply-accumulate operations a token: blocks and output layer, without those between tokens."""

@@ -30,7 +30,7 @@ from lodarepro.seeds import derived_seed
 from lodarepro.train.checkpoint import Checkpoints, Progress, generator_state
 from lodarepro.train.loss import token_losses
 from lodarepro.train.optim import learning_rate, make_optimizer
-from lodarepro.train.step import DENOMINATOR_EPS, Step, counted_states, output_weight
+from lodarepro.train.step import DENOMINATOR_EPS, Step, counted_states
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def validation_loss(
         batch = collate(data, rows.tolist(), max_length=protocol.max_length, loss_on=protocol.loss_on).to(device)
         with arithmetic():
             hidden, targets = counted_states(model, batch)
-            found = token_losses(hidden, output_weight(model), targets)  # (M,)
+            found = token_losses(model, hidden, targets)  # (M,)
         per_token = torch.zeros(batch.mask.numel(), device=device)
         per_token[batch.slots[batch.counted]] = found
         sums[rows] = per_token.view(batch.mask.shape).sum(1)
@@ -146,8 +146,9 @@ def train(
     progress.losses = progress.losses.to(device)
     progress.stretches.append({"from_step": progress.step, **(stretch or {})})
     model.set_dropout(settings.model_dropout)
-    model.lower_precision(arithmetic.lower, training=True)
     model.train()
+    if not runtime.compile or device.type != "cpu":  # whose compiler lays matrices out itself
+        model.pack(arithmetic.dtype, training=True)
     gradient = Step(
         model,
         data,
@@ -225,7 +226,7 @@ def train(
                     )
     progress.seconds = spent_before + time.monotonic() - began
     progress.losses = progress.losses.cpu()
-    model.lower_precision(None, training=True)
+    model.unpack()
     return progress
 
 

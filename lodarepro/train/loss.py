@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
+from lodarepro.model import GPT2
+
 CHUNK = 2**24  # logits held at once: 64 MiB in fp32, the 221 positions of a mean batch of E2E in one piece
 
 
@@ -19,7 +21,9 @@ class _VocabularyLoss(Function):
     """Sum of weighted, smoothed token losses; the gradient is made beside the loss, chunk after chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, smoothing: float, output: _Output
+    ) -> Tensor:
         vocabulary = weight.shape[0]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -28,7 +32,7 @@ class _VocabularyLoss(Function):
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
             h, t, s = hidden[part], targets[part, None], scale[part, None]
-            logits = (h @ weight.t()).float()  # (rows, V)
+            logits = output.times(h)  # (rows, V)
             log_sum = logits.logsumexp(dim=-1, keepdim=True)  # (rows, 1)
             loss = loss + (_smoothed(logits, log_sum, t, smoothing) * s).sum()
             if grad_hidden is None and grad_weight is None:
@@ -37,11 +41,11 @@ class _VocabularyLoss(Function):
             if smoothing:
                 grad.sub_(smoothing / vocabulary)
             grad.scatter_add_(1, t, torch.full_like(log_sum, smoothing - 1))
-            grad = grad.mul_(s).to(h.dtype)
+            grad.mul_(s)
             if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[part])
+                grad_hidden[part] = output.times_transposed(grad)
             if grad_weight is not None:
-                grad_weight += grad.t() @ h
+                grad_weight += output.cast(grad).t() @ output.cast(h)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
@@ -55,6 +59,7 @@ class _VocabularyLoss(Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -64,38 +69,55 @@ def _smoothed(logits: Tensor, log_sum: Tensor, targets: Tensor, smoothing: float
     return loss - smoothing * logits.mean(dim=-1, keepdim=True) if smoothing else loss
 
 
-def vocabulary_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: Tensor, label_smoothing: float
-) -> Tensor:
+class _Output:
+    """Products with the output layer, in the arithmetic that is set, unknown to autograd."""
+
+    def __init__(self, model: GPT2) -> None:
+        device = model.wte.weight.device.type
+        self.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        self.packed = model.output
+        self.weight = self.cast(model.wte.weight.detach()) if self.packed is None else None
+
+    def cast(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
+
+    def times(self, hidden: Tensor) -> Tensor:
+        """Hidden states (rows, d) to logits (rows, V), fp32."""
+        if self.packed is not None:
+            return self.packed.times(hidden).float()
+        assert self.weight is not None
+        return (self.cast(hidden) @ self.weight.t()).float()
+
+    def times_transposed(self, grad: Tensor) -> Tensor:
+        """Gradient (rows, V) of the logits to that of the hidden states (rows, d)."""
+        if self.packed is not None:
+            return self.packed.times_transposed(grad)
+        assert self.weight is not None
+        return self.cast(grad) @ self.weight
+
+
+def vocabulary_loss(model: GPT2, hidden: Tensor, targets: Tensor, *, scale: Tensor, label_smoothing: float) -> Tensor:
     """Sum over positions of scale * ((1 - e) nll + e mean over the vocabulary of -log p), a scalar in fp32.
 
-    What `cross_entropy(label_smoothing=e)` computes of `hidden @ weight.T`, in less memory.
+    What `cross_entropy(label_smoothing=e)` computes of the logits, in less memory.
 
     Args:
+        model: whose output layer it is.
         hidden: (M, d) final hidden states.
-        weight: (V, d) output layer.
         targets: (M,) ids.
         scale: (M,) what each position's loss is multiplied by, fp32.
         label_smoothing: e, the mass spread over the whole vocabulary.
     """
-    loss: Tensor = _VocabularyLoss.apply(*_cast(hidden, weight), targets, scale, label_smoothing)
+    loss: Tensor = _VocabularyLoss.apply(hidden, model.wte.weight, targets, scale, label_smoothing, _Output(model))
     return loss
 
 
 @torch.no_grad()
-def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_losses(model: GPT2, hidden: Tensor, targets: Tensor) -> Tensor:
     """The loss of each position, without smoothing, (M,) in fp32; arguments as `vocabulary_loss`."""
-    hidden, weight = _cast(hidden, weight)
+    output = _Output(model)
     found = []
-    for h, t in zip(*(x.split(max(1, CHUNK // weight.shape[0])) for x in (hidden, targets)), strict=True):
-        logits = (h @ weight.t()).float()  # (rows, V)
+    for h, t in zip(*(x.split(max(1, CHUNK // model.sizes.vocab_size)) for x in (hidden, targets)), strict=True):
+        logits = output.times(h)  # (rows, V)
         found.append(_smoothed(logits, logits.logsumexp(dim=-1, keepdim=True), t[:, None], 0.0)[:, 0])
     return torch.cat(found)
-
-
-def _cast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as autocast would have them; a product in a function of autograd's own is none that it knows."""
-    if not torch.is_autocast_enabled(hidden.device.type):
-        return hidden, weight
-    dtype = torch.get_autocast_dtype(hidden.device.type)
-    return hidden.to(dtype), weight.to(dtype)

@@ -70,12 +70,7 @@ def batch_loss(
     if scale is None:
         scale = 1 / (len(targets) + DENOMINATOR_EPS)
     scales = torch.full_like(targets, scale, dtype=torch.float32)
-    return vocabulary_loss(hidden, output_weight(model), targets, scale=scales, label_smoothing=label_smoothing)
-
-
-def output_weight(model: GPT2) -> Tensor:
-    """The output layer (V, d), in the precision that the model keeps it in."""
-    return model.wte.weight if model.lower is None else model.lower
+    return vocabulary_loss(model, hidden, targets, scale=scales, label_smoothing=label_smoothing)
 
 
 class Step:
