@@ -137,10 +137,16 @@ class Protocol:
     """the option's name; part of the run id"""
     max_length: Positive = 512
     """longest training sequence, tokens; what is beyond is cut"""
+    context_start: str = ""
+    """text put before the context"""
+    context_after: str = ""
+    """text put after the context, before its end token"""
     context_end: str = "<|endoftext|>"
     """one token after the context"""
     completion_start: str = " "
     """text put before the completion"""
+    completion_after: str = ""
+    """text put after the completion, before its end token"""
     completion_end: str = "<|endoftext|>"
     """one token after the completion; trained and, as an end token, decoded"""
     loss_on: Literal["completion", "all"] = "completion"
@@ -209,6 +215,8 @@ class Train:
 class Decode:
     """Beam search as the LoRA paper's code does it (`gpt2_beam.py`). Defaults: its README."""
 
+    search: Literal["lora", "transformers-3"] = "lora"
+    """whose rules: the LoRA code's, or transformers 3.2.0's, which Li & Liang's code decodes with"""
     beam: Positive = 10
     """beams a prompt"""
     length_penalty: Annotated[float, Field(allow_inf_nan=False)] = 0.8
@@ -223,6 +231,8 @@ class Decode:
     """texts of one token each that end a hypothesis"""
     banned_tokens: tuple[str, ...] = ()
     """texts of one token each that are never generated"""
+    clean_up: bool = False
+    """write punctuation and contractions without the spaces before them, as transformers did by default"""
     precision: Precision = "fp32"
     """arithmetic of the search; the output layer's is fp32 with bf16 too"""
 

@@ -27,7 +27,6 @@ FOLDER = "table"
 UNREADABLE = "?"  # stands for a printed figure that our copy of the paper does not show
 MILLIONS = {"10**6": 10**6, "2**20": 2**20}
 _FIGURE = re.compile(r"(\d+(?:\.(\d+))?)(?: ± (\d+(?:\.\d+)?))?")
-_CHECKPOINT = re.compile(r"last|best|epoch-\d+")
 _LABEL = re.compile(r"(\d+(?:\.(\d+))?)M")
 
 
@@ -205,7 +204,7 @@ class _RowFile:
     million: str | None = None
     macs: str | None = None
     print: list[str] = field(default_factory=list)
-    checkpoints: list[str] = field(default_factory=lambda: ["last"])
+    checkpoints: list[str] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -226,6 +225,7 @@ class _TableFile:
     paper: str | None = None
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     million: str = "10**6"
+    checkpoints: list[str] = field(default_factory=lambda: ["last"])
     notes: dict[str, str] = field(default_factory=dict)
     footnotes: list[str] = field(default_factory=list)
 
@@ -362,6 +362,7 @@ def _row(
 ) -> Row:
     overrides = (*file.cell, *group.cell, *row.cell)
     faults = []
+    checkpoints = file.checkpoints if row.checkpoints is None else row.checkpoints
     million = row.million or file.million
     if million not in MILLIONS:
         faults.append(f"million: {million} is none of {', '.join(MILLIONS)}")
@@ -376,8 +377,8 @@ def _row(
     ]
     faults += [
         f"checkpoints: {name} is none of last, best and epoch-N"
-        for name in row.checkpoints
-        if not _CHECKPOINT.fullmatch(name)
+        for name in checkpoints
+        if not re.fullmatch(config.CHECKPOINT, name)
     ]
     printed: list[Figure | None] = []
     for text in row.print:
@@ -391,6 +392,11 @@ def _row(
         (cell,) = compose.cells([*overrides, *local, f"seed={seeds[0]}"], own=own)
     except BadInput as e:
         raise BadInput([*faults, *e.faults]) from None
+    faults += [
+        f"checkpoints: {name} is not among those that its cell keeps; add it to train.keep"
+        for name in checkpoints
+        if name not in cell.run.train.keep and re.fullmatch(config.CHECKPOINT, name)
+    ]
     if faults:
         raise BadInput(faults)
     return Row(
@@ -401,7 +407,7 @@ def _row(
         million=MILLIONS[million],
         macs=row.macs,
         printed=tuple(printed),
-        checkpoints=tuple(row.checkpoints),
+        checkpoints=tuple(checkpoints),
         notes=tuple(row.notes),
     )
 

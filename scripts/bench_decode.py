@@ -55,6 +55,7 @@ from lodarepro.decode.beam import search
 from lodarepro.errors import BadInput
 from lodarepro.model import GPT2, Sizes, weights
 from lodarepro.precision import Arithmetic
+from lodarepro.report.summary import counted
 
 FILE = "test.txt"
 CONTEXT_TOKENS = 36  # of a mean context of that file in GPT-2's tokens, its separator included
@@ -308,8 +309,8 @@ def benchmark(given: argparse.Namespace) -> Report:
         f"{SETTINGS.no_repeat_ngram}-gram twice, length penalty {SETTINGS.length_penalty}. With random weights end "
         "tokens are barred, so that all steps run; `batch` is contexts searched at once.",
         *(f"Contexts, {subject.name}: {subject.rows_are}." for subject in subjects),
-        f"A round is all of them, at every batch size; {given.repeats} rounds. tokens/s: of the texts, not of all "
-        "beams. The original's: one context, without a warm-up.",
+        f"A round is all of them, at every batch size; {counted(given.repeats, 'round')}. tokens/s: of the texts, not "
+        "of all beams. The original's: one context, without a warm-up.",
         *(f"{said}." for said in same),
     ]
     settings = {

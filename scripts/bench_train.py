@@ -54,6 +54,7 @@ from lodarepro.errors import BadInput
 from lodarepro.methods import attach, param_groups
 from lodarepro.model import GPT2, weights
 from lodarepro.precision import Arithmetic
+from lodarepro.report.summary import counted
 from lodarepro.train.optim import make_optimizer
 from lodarepro.train.step import Step
 
@@ -258,8 +259,8 @@ def benchmark(given: argparse.Namespace) -> Report:
     notes = [
         f"GPT-2 {given.shape}, random weights; LoRA of rank {METHOD.rank} on q and v (peft: on the fused projection).",
         f"Pairs: {rows_are}; a round is {given.steps} steps of {given.batch_size}, the same in every round: "
-        f"{tokens:,} tokens, padded to {widest:.1f} on average; {given.repeats} rounds. The original's: one step, "
-        "without a warm-up.",
+        f"{tokens:,} tokens, padded to {widest:.1f} on average; {counted(given.repeats, 'round')}. The original's: one "
+        "step, without a warm-up.",
         f"Loss of the first step (peft's has no smoothing): {'; '.join(losses)}.",
     ]
     settings_tree = {

@@ -150,8 +150,8 @@ def texts(path: Path) -> Iterator[ast.Constant]:
             yield node
 
 
-# Names of the LoRA paper, not of its method: its AdamW, and its protocol's files of the same name.
-OTHER_MEANINGS = {"train/optim.py": {"lora"}}
+# Names of the LoRA paper, not of its method: its AdamW, its search, and its protocol's files of the same name.
+OTHER_MEANINGS = {"train/optim.py": {"lora"}, "decode/beam.py": {"lora"}}
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if unit(p) not in ("methods", "config")], ids=where)

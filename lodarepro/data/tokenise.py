@@ -88,7 +88,8 @@ def encode_contexts(
 ) -> list[list[int]]:
     """Contexts with their separator, `BPE(context) + [context_end]`, as the method lays them out."""
     end = token_id(tokenizer, protocol.context_end, "protocol.context_end")
-    contexts = [[*e.ids, end] for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    whole = [protocol.context_start + text + protocol.context_after for text in texts]
+    contexts = [[*e.ids, end] for e in tokenizer.encode_batch(whole, add_special_tokens=False)]
     return contexts if layout is None else [layout.apply(context) for context in contexts]
 
 
@@ -122,7 +123,8 @@ def encode(
     def tokenise(batch: dict[str, list[str]]) -> dict[str, list[object]]:
         contexts = encode_contexts(batch["context"], tokenizer, protocol, layout=layout)
         completions = tokenizer.encode_batch(
-            [protocol.completion_start + text for text in batch["completion"]], add_special_tokens=False
+            [protocol.completion_start + text + protocol.completion_after for text in batch["completion"]],
+            add_special_tokens=False,
         )
         return {
             "tokens": [[*c, *e.ids, end] for c, e in zip(contexts, completions, strict=True)],
@@ -159,7 +161,8 @@ def _fingerprint(
         [
             TOKENISE_VERSION,
             hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-            [protocol.context_end, protocol.completion_start, protocol.completion_end],
+            [protocol.context_start, protocol.context_after, protocol.context_end],
+            [protocol.completion_start, protocol.completion_after, protocol.completion_end],
             None if layout is None else layout.key,
             [[e.context, e.completion] for e in examples],
         ]

@@ -1,9 +1,11 @@
-"""Beam search as the LoRA paper's code does it (protocol section 3).
+"""Beam search as the LoRA paper's code does it (protocol section 3), and as Li & Liang's does.
 
-It is not the search of common libraries: exactly K candidates are kept of K x V; an ended candidate
+Neither is the search of common libraries. The LoRA code keeps exactly K candidates of K x V; an ended candidate
 holds its slot for one step; the n-gram block looks at generated tokens only and acts before the
 softmax, so that the rest is renormalised. The original is right for one prompt at a time; here any
-number of prompts gives those figures.
+number of prompts gives those figures. Li & Liang 2021 used transformers 3.2.0: K candidates that have not ended are
+kept of the 2 K best, ended ones go into a pool of the K best, divided by a length that counts the prompt and not the
+end token, and nothing is renormalised.
 
 Letters: P prompts, K beams a prompt, R rows that the model is run on, V vocabulary, d width, S steps.
 """
@@ -31,7 +33,7 @@ class Hypothesis:
 
     Attributes:
         tokens: generated ids, with the end token if `finished`.
-        score: sum of log-probabilities / length ** length_penalty.
+        score: sum of log-probabilities / length ** length_penalty, by the search's count of the length.
         finished: whether it ended by itself rather than at the last step.
     """
 
@@ -51,16 +53,10 @@ def search(
 ) -> list[Hypothesis]:
     """Search all prompts at once.
 
-    Three things are left out that no output depends on: prompts whose search is decided, beams that have ended, and
-    beams that can't win any more. As log-probabilities only fall and a longer hypothesis divides by more, a beam's sum
-    over the last step's length bounds what it can still reach. A beam whose bound does not exceed its prompt's best
-    hypothesis is lost, and so is every candidate that ranks below its children: to leave it out frees slots for the
-    lost alone.
-
     Args:
         model: in eval mode.
         prompts: ids of each prompt, already cut to its last tokens.
-        settings: beam size, penalties, lengths.
+        settings: whose search, beam size, penalties, lengths.
         end_ids: tokens that end a hypothesis.
         banned_ids: tokens that are never generated.
 
@@ -80,69 +76,134 @@ def search(
     lengths = lengths.to(device)
     ends = torch.tensor(sorted(set(end_ids)), dtype=torch.long, device=device)
     banned = torch.tensor(sorted(set(banned_ids)), dtype=torch.long, device=device)
+    choose = (_LoraChoice if settings.search == "lora" else _PoolChoice)(settings, lengths, ends)
 
     cache = Cache(model, lengths, width=width, beams=K, steps=S - 1)
     hidden = model(tokens, packing=Packing(slots.to(device), P, width), cache=cache, keep=lasts)  # (P, d)
     rows = torch.arange(P, device=device)  # (R,) places in (P, beams) that the R rows of hidden states are of
-
-    best: list[Hypothesis | None] = [None] * P
-    best_score = torch.full((P,), -math.inf, device=device)
-    prompt_of = torch.arange(P, device=device)  # of the present searches, fewer and fewer
+    found: list[Hypothesis | None] = [None] * P
+    present = torch.arange(P, device=device)  # the prompts whose searches go on
     generated = torch.empty(P, 1, 0, dtype=torch.long, device=device)  # (P, 1, 0) at first, then (P, K, length)
     running = torch.zeros(P, 1, device=device)  # (P, 1) at first, then (P, K): sums of log-probabilities
 
     for length in range(1, S + 1):
         logits = model.logits(hidden).float()  # (R, V)
+        before = logits.logsumexp(dim=-1, keepdim=True) if not choose.renormalised else None
         block_ngrams(logits, generated.flatten(0, 1)[rows], settings.no_repeat_ngram)
         if length <= settings.min_length:
             logits[:, ends] = -math.inf
         logits[:, banned] = -math.inf
-        # The best K of all are among the best K of each row.
-        values, token = logits.topk(K, dim=-1)  # (R, K)
-        log_p = values - values[:, :1] - (logits - values[:, :1]).exp_().sum(dim=-1, keepdim=True).log_()
-        total = running.new_full((running.numel(), K), -math.inf)  # (P beams, K)
+        # The best of all are among the best of each row.
+        values, token = logits.topk(min(choose.candidates, logits.shape[1]), dim=-1)  # (R, candidates)
+        top = values[:, :1]
+        log_p = (values - top) - (logits - top).exp_().sum(dim=-1, keepdim=True).log_()
+        if before is not None:
+            log_p = values - before
+        total = running.new_full((running.numel(), values.shape[1]), -math.inf)  # (P beams, candidates)
         total[rows] = running.flatten()[rows, None] + log_p
-        candidates = torch.zeros_like(total, dtype=torch.long)
-        candidates[rows] = token
-        running, flat = total.view(len(prompt_of), -1).topk(K, dim=-1)  # (P, K)
-        token = candidates.view(len(prompt_of), -1).gather(1, flat)
-        parent = flat // K
+        of_rows = torch.zeros_like(total, dtype=torch.long)
+        of_rows[rows] = token
+        sums, flat = total.view(len(present), -1).topk(choose.candidates, dim=-1)  # (P, candidates)
+        token = of_rows.view(len(present), -1).gather(1, flat)
+        parent = flat // values.shape[1]
+
+        hypotheses, kept, alive = choose(length, present, sums, token)  # (P,) of None or a place, (P, K), (P, K)
+        for i, (place, score) in hypotheses.items():
+            text = [*generated[i, parent[i, place]].tolist(), int(token[i, place])]
+            found[int(present[i])] = Hypothesis(text, score, bool(torch.isin(token[i, place], ends)))
+        running, parent, token = (x.gather(1, kept) for x in (sums, parent, token))  # (P, K)
+        going_on = alive.any(dim=-1).nonzero().flatten()
+        if len(going_on) == 0 or length == S:
+            break
         past = generated.gather(1, parent[:, :, None].expand(-1, -1, length - 1))
         generated = torch.cat([past, token[:, :, None]], dim=2)  # (P, K, length)
-
-        ended = torch.isin(token, ends)
-        candidate = running / length**settings.length_penalty
-        if length < S:
-            candidate = candidate.masked_fill(~ended, -math.inf)
-        score, slot = candidate.max(dim=-1)  # (P,); the first of equals, as a strict comparison in turn
-        for search_ in (score > best_score[prompt_of]).nonzero().flatten().tolist():
-            i, k = int(prompt_of[search_]), int(slot[search_])
-            best[i] = Hypothesis(generated[search_, k].tolist(), float(score[search_]), bool(ended[search_, k]))
-            best_score[i] = score[search_]
-        if length == S:
-            break
-
-        bound = running / S ** max(settings.length_penalty, 0.0)
-        alive = ~ended & (bound > best_score[prompt_of][:, None])  # (P, K)
         cache.grow(parent if length > 1 else None)
-        going_on = alive.any(dim=-1).nonzero().flatten()
-        if len(going_on) == 0:
-            break
-        if len(going_on) <= KEPT_SHARE * len(prompt_of):
+        if len(going_on) <= KEPT_SHARE * len(present):
             cache.select(going_on)
             generated, running, alive = generated[going_on], running[going_on], alive[going_on]
-            token, prompt_of = token[going_on], prompt_of[going_on]
+            token, present = token[going_on], present[going_on]
         rows = alive.flatten().nonzero().flatten()  # (R,)
         hidden = model(
             token.flatten()[rows],
-            positions=lengths[prompt_of[rows // K]] + length - 1,
-            packing=Packing(rows, len(prompt_of), K),
+            positions=lengths[present[rows // K]] + length - 1,
+            packing=Packing(rows, len(present), K),
             cache=cache,
         )  # (R, d)
-    found = [hypothesis for hypothesis in best if hypothesis is not None]
-    if len(found) < P:
+    complete = [hypothesis for hypothesis in found if hypothesis is not None]
+    if len(complete) < P:
         raise RunFailed("beam search found no sequence of finite score: the model's logits are not numbers")
-    return found
+    return complete
+
+
+class _LoraChoice:
+    """Which candidates go on, in the LoRA code's search.
+
+    Three things are left out that no output depends on: prompts whose search is decided, beams that have ended, and
+    beams that can't win any more. As log-probabilities only fall and a longer hypothesis divides by more, a beam's sum
+    over the last step's length bounds what it can still reach. A beam whose bound does not exceed its prompt's best
+    hypothesis is lost, and so is every candidate that ranks below its children: to leave it out frees slots for the
+    lost alone.
+    """
+
+    renormalised = True
+
+    def __init__(self, settings: config.Decode, lengths: Tensor, ends: Tensor) -> None:
+        self.candidates, self.steps, self.penalty = settings.beam, settings.max_new_tokens, settings.length_penalty
+        self.ends = ends
+        self.best = torch.full(lengths.shape, -math.inf, device=lengths.device)
+
+    def __call__(self, length: int, present: Tensor, sums: Tensor, token: Tensor) -> _Chosen:
+        ended = torch.isin(token, self.ends)  # (P, K)
+        last = length == self.steps
+        score, place = (sums / length**self.penalty).masked_fill(~(ended | last), -math.inf).max(dim=-1)  # (P,)
+        better = score > self.best[present]  # strictly, and of equals the first
+        self.best[present] = torch.where(better, score, self.best[present])
+        bound = sums / self.steps ** max(self.penalty, 0.0)
+        alive = ~ended & (bound > self.best[present, None])
+        return _places(better, place, score), torch.arange(sums.shape[1], device=sums.device).expand_as(sums), alive
+
+
+class _PoolChoice:
+    """Which candidates go on, in the search of transformers 3.2.0 without early stopping.
+
+    Of 2 K candidates the K best that have not ended go on; one that has ended goes into the pool if it is among the K
+    best. A search is done once the pool is full and its worst is not below the best candidate's sum over the length
+    so far; if it is never done, the last beams go into the pool too.
+    """
+
+    renormalised = False
+
+    def __init__(self, settings: config.Decode, lengths: Tensor, ends: Tensor) -> None:
+        self.beam, self.steps, self.penalty = settings.beam, settings.max_new_tokens, settings.length_penalty
+        self.candidates = 2 * settings.beam
+        self.ends, self.lengths = ends, lengths
+        self.pool = torch.full((len(lengths), self.beam), -math.inf, device=lengths.device)  # scores, best first
+
+    def __call__(self, length: int, present: Tensor, sums: Tensor, token: Tensor) -> _Chosen:
+        K, last = self.beam, length == self.steps
+        ended = torch.isin(token, self.ends)  # (P, 2 K)
+        alive_sums, kept = sums.masked_fill(ended, -math.inf).topk(K, dim=-1)  # (P, K)
+        whole = (self.lengths[present, None] + length - 1).float()  # without the end token
+        scores = (sums / whole**self.penalty).masked_fill(~ended, -math.inf)
+        scores[:, K:] = -math.inf
+        before = self.pool[present]
+        pool = torch.cat([before, scores], dim=1).topk(K, dim=-1).values
+        done = pool[:, -1] >= sums[:, 0] / whole[:, 0] ** self.penalty
+        if last:
+            alive_scores = alive_sums / (whole + 1) ** self.penalty
+            scores = scores.scatter(1, kept, alive_scores.masked_fill(done[:, None], -math.inf))
+        self.pool[present] = pool
+        score, place = scores.max(dim=-1)
+        return _places(score > before[:, 0], place, score), kept, (alive_sums > -math.inf) & ~done[:, None]
+
+
+_Chosen = tuple[dict[int, tuple[int, float]], Tensor, Tensor]
+"""best hypotheses so far that are new: prompt to place among the candidates and score; the candidates that become the
+beams (P, K), and which of them the model is to be run on (P, K)"""
+
+
+def _places(better: Tensor, place: Tensor, score: Tensor) -> dict[int, tuple[int, float]]:
+    return {i: (int(place[i]), float(score[i])) for i in better.nonzero().flatten().tolist()}
 
 
 def block_ngrams(logits: Tensor, generated: Tensor, n: int) -> None:

@@ -24,6 +24,7 @@ from lodarepro.records import Decoded
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOGS = 15
+SPACED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # in the order of transformers' clean-up
 BATCH = {"cpu": 16, "cuda": 64}  # prompts searched at once where `runtime.decode_batch` does not say
 
 
@@ -103,7 +104,7 @@ def decode(
         Decoded(
             context=segment.context,
             references=segment.references,
-            hypothesis=text_of(found[i].tokens, tokenizer, end=protocol.completion_end),
+            hypothesis=text_of(found[i].tokens, tokenizer, end=protocol.completion_end, clean_up=settings.clean_up),
             subset=segment.subset,
             log_score=found[i].score,
             finished=found[i].finished,
@@ -112,7 +113,9 @@ def decode(
     ]
 
 
-def text_of(tokens: Sequence[int], tokenizer: Tokenizer, *, end: str) -> str:
+def text_of(tokens: Sequence[int], tokenizer: Tokenizer, *, end: str, clean_up: bool = False) -> str:
     """Tokens as text, cut at the end mark, then at the first blank line, and stripped (section 3)."""
-    text = tokenizer.decode(list(tokens), skip_special_tokens=False)
-    return str(text).split(end)[0].split("\n\n")[0].strip()
+    text = str(tokenizer.decode(list(tokens), skip_special_tokens=False))
+    for spaced in SPACED if clean_up else ():
+        text = text.replace(spaced, spaced.replace(" ", ""))
+    return text.split(end)[0].split("\n\n")[0].strip()

@@ -54,9 +54,16 @@ def scored(
 
 
 def evaluations(
-    table: Table, run: Run, figures: Figures, *, checkpoint: str = "last", signatures: Mapping[str, str] | None = None
+    table: Table,
+    run: Run,
+    figures: Figures,
+    *,
+    checkpoint: str | None = None,
+    signatures: Mapping[str, str] | None = None,
 ) -> list[Evaluation]:
-    """Of one checkpoint, one for each subset that the figures name."""
+    """Of one checkpoint (None: the last of those that its row names), one for each subset that the figures name."""
+    if checkpoint is None:
+        checkpoint = next(row for row in table.rows if row.run == replace(run, seed=row.run.seed)).checkpoints[-1]
     found = []
     for subset in dict.fromkeys(column.subset for column in table.columns):
         columns = [column for column in table.columns if column.subset == subset]
@@ -716,7 +723,8 @@ groups:
   - title: G
     rows:
       - {label: A, cell: [method=ft], print: [1.5, 70.0 ± 0.2, 60.0, 2.40]}
-      - {label: B, cell: [method=bitfit], print: [1.4, 71.0, 61.0, 2.41 ± 0.01], checkpoints: [epoch-5, last]}
+      - {label: B, cell: [method=bitfit, train.epochs=9, "train.keep=[epoch-5,last]"], checkpoints: [epoch-5, last],
+         print: [1.4, 71.0, 61.0, 2.41 ± 0.01]}
       - {label: C, cell: [method=lora, method.rank=4]}
   - rows: [{label: D, cell: [method=lora, method.rank=4, decode.beam=1]}]
 """

@@ -141,7 +141,8 @@ def test_a_method_of_the_users_own_runs_is_found_again_and_decoded_anew(file, ce
     forget()
     monkeypatch.chdir(tmp_path)
     assert main(["decode", str(folder), "decode.beam=3"]) == 0
-    assert [e.decode["beam"] for e in records.finished(folder).evaluations] == [2, 3]
+    found = records.finished(folder).evaluations
+    assert [(e.checkpoint, e.decode["beam"]) for e in found] == [("last", 2), ("best", 2), ("last", 3), ("best", 3)]
 
 
 def test_a_finished_run_whose_file_is_gone_or_changed(file, cell, tmp_path, capsys):

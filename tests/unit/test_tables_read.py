@@ -141,7 +141,7 @@ groups:
     cell: [dataset=mini]
     rows:
       - label: FT
-        cell: [method=ft, train.lr=1e-3]
+        cell: [method=ft, train.lr=1e-3, train.epochs=9, "train.keep=[epoch-5,last]"]
         params: 0.38M
         million: 10**6
         macs: 1.0M
@@ -165,7 +165,8 @@ def test_a_table_of_ones_own(own: Path):
     assert [group.title for group in table.groups] == ["First", None]
     assert (table.suite, table.printed) == ("e2e", True)
     ft, bitfit = table.rows
-    assert ft.overrides == ("protocol=lora", "model=gpt2-nano", "dataset=mini", "method=ft", "train.lr=1e-3")
+    kept = ("train.epochs=9", "train.keep=[epoch-5,last]")
+    assert ft.overrides == ("protocol=lora", "model=gpt2-nano", "dataset=mini", "method=ft", "train.lr=1e-3", *kept)
     assert (ft.params, ft.million, ft.macs, ft.checkpoints, ft.notes) == (
         "0.38M",
         10**6,
@@ -178,6 +179,11 @@ def test_a_table_of_ones_own(own: Path):
     assert [run.seed for run in ft.cells((7, 8))] == [7, 8]
     assert (bitfit.params, bitfit.million, bitfit.macs) == (None, 2**20, None)
     assert (bitfit.printed, bitfit.checkpoints, bitfit.notes) == ((), ("last",), ())
+
+
+def test_checkpoints_of_all_rows_and_of_one(own: Path):
+    table = tables.read(written(own, GOOD.replace("seeds: [4, 9]", "seeds: [4, 9]\ncheckpoints: [best]")))
+    assert [row.checkpoints for row in table.rows] == [("epoch-5", "last"), ("best",)]
 
 
 def test_other_seeds_than_the_tables(own: Path):
@@ -358,6 +364,7 @@ def test_places_are_no_part_of_a_cell_and_checkpoints_have_names(own: Path):
         "row 'A': cell: dataset.files.train=x.txt: is no part of a cell; give it on the command line",
         "row 'B': checkpoints: lst is none of last, best and epoch-N",
         "row 'B': checkpoints: epoch-x is none of last, best and epoch-N",
+        "row 'B': checkpoints: epoch-5 is not among those that its cell keeps; add it to train.keep",
     ]
 
 

@@ -310,7 +310,7 @@ def test_embeddings_stand_where_the_layout_puts_them():
         tokens = [-1, -2, -3, *context, -4, -5, 40, 41]
         x = embedded(bare, net.virtual()[0], tokens)
         for block in bare.h:
-            x = block(x, None)
+            x = block(x)
         expected = bare.logits(bare.ln_f(x))[0]
         torch.testing.assert_close(actual[row, : len(tokens)], expected, atol=1e-5, rtol=0)
 
@@ -327,7 +327,7 @@ def test_hidden_states_are_replaced_before_every_block():
             for place, token in enumerate(tokens):
                 if token < 0 and i > 0:
                     x[0, place] = states[i, -1 - token]
-            x = block(x, None)
+            x = block(x)
         expected = bare.logits(bare.ln_f(x))[0]
         torch.testing.assert_close(actual[row, : len(tokens)], expected, atol=1e-5, rtol=0)
 

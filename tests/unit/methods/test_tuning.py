@@ -225,5 +225,10 @@ def test_a_one_shot_run_leaves_a_record(tiny_model: Path, tmp_path: Path, monkey
     assert pipeline.execute(cell.run).record == records.read(done.folder)
     # The adapter without tensors is loaded as any other.
     again = pipeline.redecode(done.folder, ["decode.beam=1"])
-    assert len(again.evaluations) == 2
-    assert [e.val_loss for e in again.evaluations] == [epoch["val_loss"]] * 2
+    assert [(e.checkpoint, e.decode["beam"]) for e in again.evaluations] == [
+        ("last", 2),
+        ("best", 2),
+        ("last", 1),
+        ("best", 1),
+    ]
+    assert [e.val_loss for e in again.evaluations] == [epoch["val_loss"]] * 4
