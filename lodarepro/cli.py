@@ -167,8 +167,12 @@ def _run(arguments: list[str]) -> int:
         ended = _with_lines_for_faults(main_of_hydra(launch.job))
         if informative or given.cfg or given.info:
             return 0
+        if int(os.environ.get("RANK", "0")):  # one of torchrun's processes, of which the first tells
+            return max(ended, _exit_code(launch.ended_here, nothing=1))
         return max(ended, _conclude(launch.ended_here, sweep=False))
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInput("torchrun's processes share one run; leave out -m, or torchrun")
     if launch.check_launcher(given.overrides):
         _fetch([cell.run for cell in cells])
     total = None if _chooses_sweeper(given.overrides) else len(cells)
@@ -571,7 +575,7 @@ def _decode(arguments: list[str]) -> int:
     _add_method_file(parser)
     given = parser.parse_args(arguments)
     _own(given)  # so that its content is known, wherever the record says that it was
-    print(summary([pipeline.redecode(given.run, given.overrides)]))
+    print(summary([pipeline.redecode(given.run, given.overrides, show_bar=True)]))
     return 0
 
 

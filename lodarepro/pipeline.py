@@ -146,7 +146,7 @@ def _execute(run: config.Run, doing: _Doing, *, retry: bool) -> tuple[Path, Reco
 
 def _followed(run: config.Run, folder: Path, inputs: _Inputs, doing: _Doing) -> tuple[Record, bool]:
     """Work on a run whose folder and record are the first process's."""
-    logging.getLogger("lodarepro").setLevel(logging.WARNING)  # the first says what there is to say
+    logging.getLogger("lodarepro").setLevel(logging.ERROR)  # the first says what there is to say
     if doing.processes.told():
         with devices.taken(run.runtime.device) as device:
             _evaluated(run, folder, device, inputs, doing)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-WORTH = 2**17  # entries from which a call of oneDNN's costs less than it saves
+WORTH = 2**15  # entries from which a call of oneDNN's costs less than it saves
 ROWS = 16  # oneDNN chooses a layout for this many rows; it is as good a layout for 10 and for 500
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lodarepro.records import Evaluation, Record
@@ -24,7 +25,7 @@ def summary(found: Sequence[Record]) -> str:
             (record, evaluation)
             for record in found
             if record.config["dataset"]["suite"] == suite
-            for evaluation in record.evaluations
+            for evaluation in _one_a_text(record.evaluations)
         ]
         settings = [_settings(record, evaluation) for record, evaluation in lines]
         differing = sorted(
@@ -41,6 +42,14 @@ def summary(found: Sequence[Record]) -> str:
         ]
         tables.append(markdown(rows))
     return "\n\n".join(tables)
+
+
+def _one_a_text(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations, as one where the same texts are those of several checkpoints (the last epoch is the best)."""
+    of: dict[tuple[str, str], list[Evaluation]] = {}
+    for evaluation in evaluations:
+        of.setdefault((evaluation.hypotheses, evaluation.subset), []).append(evaluation)
+    return [replace(same[0], checkpoint=" = ".join(e.checkpoint for e in same)) for same in of.values()]
 
 
 def _settings(record: Record, evaluation: Evaluation) -> dict[str, Any]:

@@ -161,12 +161,12 @@ def test_end_tokens_are_two_newlines_not_a_backslash():
             "decode.max_new_tokens=512",
             "decode.max_new_tokens=512 leaves no room for a prompt in protocol.max_length=512",
         ),
+        ("runtime.micro_batch=0", "runtime.micro_batch=0: input should be greater than 0"),
         ("decode.beam=2049", "decode.beam=2049 exceeds the vocabulary of 2048"),
         ("train.keep=[]", "train.keep=[]: name at least one checkpoint, each once"),
         ("train.keep=[best,best]", 'train.keep=["best", "best"]: name at least one checkpoint, each once'),
         ("train.keep=[worst]", 'train.keep=["worst"]: worst is none of last, best and epoch-N'),
         ("train.keep=[epoch-0]", 'train.keep=["epoch-0"]: epoch-0 is none of last, best and epoch-N'),
-        ("train.keep=[epoch-2,epoch-6]", "train.keep: there is no epoch-6 in a training of 5 epochs"),
         ("seed=1,2", "seed=1,2: several values for one key need -m (a sweep), as in: lodarepro run -m seed=1,2"),
         (
             "seed=range(1,3)",
@@ -176,6 +176,14 @@ def test_end_tokens_are_two_newlines_not_a_backslash():
 )
 def test_a_fault_is_one_line_with_the_way_out(override: str, fault: str):
     assert faults(*NANO, override) == (fault,)
+
+
+def test_an_epoch_to_keep_is_one_of_the_training():
+    keep = "train.keep=[epoch-2,best,epoch-6]"
+    assert faults(*NANO, "train.epochs=5", keep) == ("train.keep: there is no epoch-6 in a training of 5 epochs",)
+    assert one(*NANO, "train.epochs=6", keep).train.keep == ("epoch-2", "best", "epoch-6")
+    # How many epochs these are shows when the data are there.
+    assert one(*NANO, "train.epochs=5", "train.max_steps=9999", keep).train.max_steps == 9999
 
 
 VALUES = [
@@ -201,7 +209,6 @@ VALUES = [
     ("train.model_dropout=1", "train.model_dropout=1: input should be less than 1"),
     ("train.max_steps=0", "train.max_steps=0: input should be greater than 0"),
     ("train.time_limit=0", "train.time_limit=0: input should be greater than 0"),
-    ("runtime.micro_batch=0", "runtime.micro_batch=0: input should be greater than 0"),
     ("runtime.device=gpu", "runtime.device=gpu: give auto, cpu, cuda or cuda:N"),
     ("dataset.limit.test=0", "dataset.limit.test=0: input should be greater than 0"),
     ("method.targets=[z]", "method.targets[0]=z: input should be 'q', 'k', 'v', 'o', 'up' or 'down'"),
@@ -414,7 +421,7 @@ def test_the_id_of_a_run_stays_what_it_was():
         results=config.Results(),
         runtime=config.Runtime(),
     )
-    assert run_id(run, CHECKSUMS) == "e2e_gpt2-medium_lora-r4_lora_s1_bdbdb9817a59"
+    assert run_id(run, CHECKSUMS) == "e2e_gpt2-medium_lora-r4_lora_s1_301a6c59a9c0"
     assert run_id(replace(run, method=config.Ft()), CHECKSUMS).startswith("e2e_gpt2-medium_ft_lora_s1_")
 
 

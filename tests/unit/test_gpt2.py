@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from lodarepro.model import GPT2, Cache, Sizes
+from lodarepro.model.gpt2 import Packing
 from lodarepro.model.weights import hub_name
 
 SHAPES = [
@@ -67,35 +68,168 @@ def test_right_padding_changes_nothing(sizes: Sizes):
         torch.testing.assert_close(actual[row, :n], expected[row, :n], atol=TOLERANCE, rtol=0)
 
 
+def packing_of(lengths: list[int]) -> Packing:
+    """Of rows padded on the right."""
+    width = max(lengths)
+    return Packing(torch.tensor([row * width + i for row, n in enumerate(lengths) for i in range(n)]), 3, width)
+
+
 @pytest.mark.parametrize("sizes", SHAPES)
-def test_cache_equals_a_forward_pass_without_one(sizes: Sizes):
-    """Prompts of unlike length, several beams each, reordered, and one prompt leaving midway."""
-    ours, reference = pair(sizes)
-    beams = 3
-    lengths = torch.tensor([4, 9, 6])
-    prompts = torch.randint(sizes.vocab_size, (3, 9))
-    rows = [prompts[i, : lengths[i]].tolist() for i in range(3) for _ in range(beams)]
-    cache = Cache(ours, lengths, beams=beams)
-    kept = torch.arange(3)
+def test_a_packed_batch_equals_the_padded_one(sizes: Sizes):
+    ours, _ = pair(sizes)
+    lengths = [3, 11, 7]
+    packing = packing_of(lengths)
+    padded = torch.randint(sizes.vocab_size, (3, 11))
+    tokens = padded.flatten()[packing.slots]
     with torch.no_grad():
-        ours(prompts, cache=cache)
-        for step in range(5):
-            new = torch.randint(sizes.vocab_size, (len(rows), 1))
-            positions = (lengths[kept].repeat_interleave(beams) + step)[:, None]
-            actual = ours.logits(ours(new, positions=positions, cache=cache))[:, 0]
-            rows = [[*row, int(t)] for row, t in zip(rows, new, strict=True)]
-            for i, row in enumerate(rows):
-                expected = reference(torch.tensor([row])).logits[0, -1]
-                torch.testing.assert_close(actual[i], expected, atol=TOLERANCE, rtol=0)
-            # New order within each prompt; after the third step the second prompt leaves.
-            order = torch.cat([i * beams + torch.randperm(beams) for i in range(len(kept))])
-            stay = torch.arange(len(kept))
-            if step == 2:
+        whole = ours(padded)
+        packed = ours(tokens, packing=packing)
+        assert packed.shape == (21, sizes.n_embd)
+        torch.testing.assert_close(packed, whole.flatten(0, 1)[packing.slots], atol=TOLERANCE, rtol=0)
+        # Of some of the tokens, in any order; and of a padded batch likewise.
+        keep = torch.tensor([20, 0, 4, 5])
+        torch.testing.assert_close(ours(tokens, packing=packing, keep=keep), packed[keep], atol=TOLERANCE, rtol=0)
+        kept = ours(padded, keep=packing.slots[keep])
+        torch.testing.assert_close(kept, packed[keep], atol=TOLERANCE, rtol=0)
+        shifted = ours(tokens, positions=torch.full((21,), 2), packing=packing)
+        assert (shifted - packed).abs().max() > 1e-3
+
+
+def test_only_attention_sees_padding_and_the_last_mlp_only_what_is_kept():
+    sizes = SHAPES[1]
+    ours, _ = pair(sizes)
+    packing = packing_of([3, 11, 7])
+    seen: list[int] = []
+    for block in ours.h:
+        for dense in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc):  # type: ignore[union-attr]
+            dense.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[0]))  # type: ignore[union-attr]
+        parts = block.attn.c_attn.parts  # type: ignore[union-attr]
+        block.attn.c_attn.parts = lambda x, parts=parts: (seen.append(len(x)), parts(x))[1]  # type: ignore
+    with torch.no_grad():
+        ours(torch.zeros(21, dtype=torch.long), packing=packing, keep=torch.tensor([2, 20]))
+    assert seen == [21, 21, 21] * (sizes.n_layer - 1) + [21, 2, 2]
+
+
+def extended(rows: dict[tuple[int, int], list[int]], parents: Tensor) -> dict[tuple[int, int], list[int]]:
+    """The tokens of each prompt's beams after each went on from one of the beams before."""
+    return {(p, k): rows[p, int(parents[p, k])] for p, k in rows}
+
+
+@pytest.mark.parametrize("sizes", SHAPES)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_cache_equals_a_forward_pass_without_one(sizes: Sizes, packed: bool):
+    """Prompts of unlike length, beams that go on from others, beams and a prompt that leave midway."""
+    ours, reference = pair(sizes)
+    P, K, steps = 3, 4, 5
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([4, 9, 6])
+    prompts = torch.randint(sizes.vocab_size, (P, 9), generator=generator)
+    rows = {(p, k): prompts[p, : lengths[p]].tolist() for p in range(P) for k in range(K)}
+    cache = Cache(ours, lengths, width=9, beams=K, steps=steps)
+    compared = 0
+    with torch.no_grad():
+        if packed:
+            packing = packing_of(lengths.tolist())
+            ours(prompts.flatten()[packing.slots], packing=packing, cache=cache)
+        else:
+            ours(prompts, cache=cache)
+        alive = torch.ones(P, K, dtype=torch.bool)
+        for step in range(steps):
+            if step > 0:  # only what the model was run on has children
+                parents = torch.multinomial(alive.double() + 1e-12, K, replacement=True, generator=generator)
+                rows = extended(rows, parents)
+                alive = torch.rand(P, K, generator=generator) < 0.7
+                alive[:, 1] = True
+            cache.grow(parents if step > 0 else None)
+            if step == 3:  # the second prompt leaves
                 stay = torch.tensor([0, 2])
-                order = order.view(-1, beams)[stay].flatten()
-            cache.select(order, stay if step == 2 else None)
-            rows = [rows[i] for i in order.tolist()]
-            kept = kept[stay]
+                cache.select(stay)
+                lengths, alive, P = lengths[stay], alive[stay], 2
+                rows = {(p, k): rows[int(stay[p]), k] for p in range(P) for k in range(K)}
+            places = alive.flatten().nonzero().flatten()
+            tokens = torch.randint(sizes.vocab_size, (len(places),), generator=generator)
+            positions = lengths[places // K] + step
+            hidden = ours(tokens, positions=positions, packing=Packing(places, P, K), cache=cache)
+            actual = ours.logits(hidden)
+            assert actual.shape == (len(places), sizes.vocab_size)
+            for place, token, found in zip(places.tolist(), tokens.tolist(), actual, strict=True):
+                beam = divmod(place, K)
+                rows[beam] = [*rows[beam], token]
+                expected = reference(torch.tensor([rows[beam]])).logits[0, -1]
+                torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+                compared += 1
+    assert compared > 35
+
+
+@pytest.mark.parametrize("columns", [[0, 1, 2], [2, 0]])
+def test_selected_prompts_have_the_keys_and_values_that_they_had(columns: list[int]):
+    ours, _ = pair(SHAPES[0])
+    lengths = torch.tensor([4, 9, 6])
+    cache = Cache(ours, lengths, width=9, beams=2, steps=1)
+    with torch.no_grad():
+        ours(torch.randint(97, (3, 9)), cache=cache)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    past = cache.past.clone()
+    cache.select(torch.tensor(columns))
+    assert torch.equal(cache.past, past[columns])
+    for layer, (keys, values) in zip(cache.layers, before, strict=True):
+        assert torch.equal(layer.keys[..., :9, :], keys[columns][..., :9, :])
+        assert torch.equal(layer.values[..., :9, :], values[columns][..., :9, :])
+
+
+# the model's own dropout ------------------------------------------------------------------------
+
+
+def test_dropout_is_off_unless_it_is_set_and_in_eval_mode():
+    ours, _ = pair(SHAPES[0])
+    tokens = batch(SHAPES[0])
+    plain = ours(tokens)
+    assert torch.equal(ours.train()(tokens), plain)
+    ours.set_dropout(0.1)
+    assert torch.equal(ours.eval()(tokens), plain)
+    ours.train()
+    torch.manual_seed(0)
+    one, two = ours(tokens), ours(tokens)
+    torch.manual_seed(0)
+    assert torch.equal(ours(tokens), one)
+    assert (one - two).abs().max() > 1e-3 and (one - plain).abs().max() > 1e-3
+    ours.set_dropout(0.0)
+    assert torch.equal(ours(tokens), plain)
+
+
+def test_dropout_is_where_gpt2_has_it():
+    """On the embeddings, and in every block on the attention's weights and both sub-layers' outputs."""
+    sizes = SHAPES[1]
+    ours, _ = pair(sizes)
+    ours.train()
+    tokens = batch(sizes)
+    parts = [ours, *(part for block in ours.h for part in (block.attn, block.mlp))]
+    for part in parts:
+        part.dropout = 0.5  # type: ignore[assignment]
+        assert not torch.equal(ours(tokens), ours(tokens)), type(part)
+        part.dropout = 0.0  # type: ignore[assignment]
+    ours.set_dropout(0.25)
+    assert [part.dropout for part in parts] == [0.25] * len(parts)
+
+
+def test_dropout_is_that_of_transformers():
+    """The same masks where each is drawn in the same order; of attention weights the mean over many masks."""
+    sizes = SHAPES[2]
+    ours, reference = pair(sizes)
+    tokens = torch.randint(sizes.vocab_size, (4, 12))
+    ours.set_dropout(0.2)
+    for module in reference.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.2
+    ours.train()
+    reference.train()
+    with torch.no_grad():
+        many = torch.stack([ours(tokens) for _ in range(300)])
+        others = torch.stack([reference.transformer(tokens).last_hidden_state for _ in range(300)])
+    spread = many.std(0).mean()
+    assert spread > 0.05
+    assert abs(spread / others.std(0).mean() - 1) < 0.05
+    assert (many.mean(0) - others.mean(0)).abs().mean() < 3 * spread * (2 / 300) ** 0.5
 
 
 def test_macs_are_those_of_the_weights():
@@ -219,8 +353,9 @@ def test_a_batch_without_virtual_tokens_leaves_their_module_alone():
     torch.testing.assert_close(ours.logits(ours(tokens)), reference(tokens).logits, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("site", ["prefix", "virtual"])
-def test_the_cache_of_a_prefixed_prompt_equals_a_forward_pass_without_one(site: str):
+def test_the_cache_of_a_prefixed_prompt_equals_a_forward_pass_without_one(site: str, packed: bool):
     """And the prefix is asked for by the prompts alone."""
     sizes, beams = SHAPES[0], 3
     ours, _ = pair(sizes)
@@ -230,23 +365,30 @@ def test_the_cache_of_a_prefixed_prompt_equals_a_forward_pass_without_one(site: 
         modules, prompts = [Given(torch.randn(2, 5, sizes.n_embd))], batch(sizes, virtual=5)
         (ours.virtual,) = modules
     lengths = torch.tensor(LENGTHS)
-    rows = [prompts[i, : lengths[i]].tolist() for i in range(3) for _ in range(beams)]
-    cache = Cache(ours, lengths, beams=beams)
+    rows = {(p, k): prompts[p, : lengths[p]].tolist() for p in range(3) for k in range(beams)}
+    cache = Cache(ours, lengths, width=max(LENGTHS), beams=beams, steps=4)
     with torch.no_grad():
-        ours(prompts, cache=cache)
+        if packed:
+            packing = packing_of(LENGTHS)
+            ours(prompts.flatten()[packing.slots], packing=packing, cache=cache)
+        else:
+            ours(prompts, cache=cache)
         for step in range(4):
-            new = torch.randint(sizes.vocab_size, (len(rows), 1))
-            positions = (lengths.repeat_interleave(beams) + step)[:, None]
+            parents = torch.randint(beams, (3, beams)) if step else None
+            if parents is not None:
+                rows = extended(rows, parents)
+            cache.grow(parents)
+            places = torch.arange(3 * beams)
+            new = torch.randint(sizes.vocab_size, (len(places),))
             before = [module.calls for module in modules]
-            actual = ours.logits(ours(new, positions=positions, cache=cache))[:, 0]
+            positions = lengths[places // beams] + step
+            actual = ours.logits(ours(new, positions=positions, packing=Packing(places, 3, beams), cache=cache))
             assert [module.calls for module in modules] == before
-            rows = [[*row, int(t)] for row, t in zip(rows, new, strict=True)]
-            for i, row in enumerate(rows):
-                expected = ours.logits(ours(torch.tensor([row])))[0, -1]
-                torch.testing.assert_close(actual[i], expected, atol=TOLERANCE, rtol=0)
-            order = torch.cat([i * beams + torch.randperm(beams) for i in range(3)])
-            cache.select(order)
-            rows = [rows[i] for i in order.tolist()]
+            for place, found in enumerate(actual):
+                beam = divmod(place, beams)
+                rows[beam] = [*rows[beam], int(new[place])]
+                expected = ours.logits(ours(torch.tensor([rows[beam]])))[0, -1]
+                torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("site", ["prefix", "virtual"])
