@@ -7,7 +7,8 @@ and no 4-gram twice. With random weights end tokens are barred, so that every se
 `--model`, timed as well, searches end where the model ends them. A round searches the same contexts at each batch size.
 
     ours           `lodarepro.decode.beam.search`
-    transformers   generate: padded on the left, keys and values cached, no early stopping
+    transformers   generate: padded on the left, keys and values cached, no early stopping; its search is another one,
+                   with candidates of twice the beams and n-grams of the prompt counted in, so its texts differ
     original       prompts padded to 512 tokens, one at a time (microsoft/LoRA, examples/NLG, `gpt2_beam.py`)
 """
 

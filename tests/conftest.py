@@ -6,6 +6,7 @@ import os
 # threads are many times slower than one on models this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,16 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
         patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
         yield
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the package logs, from INFO on; commands run before may have kept it from others."""
+    logger = logging.getLogger("lodarepro")
+    before, logger.propagate = logger.propagate, True
+    with caplog.at_level(logging.INFO, logger="lodarepro"):
+        yield caplog
+    logger.propagate = before
 
 
 @pytest.fixture(scope="session")

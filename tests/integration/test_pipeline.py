@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lodarepro import records
 from lodarepro.cli import main
+from lodarepro.train import loop
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,11 @@ def test_a_run_leaves_a_record(finished):
     assert record.parameters["trainable"] == 2 * 2 * (2 * 32 * 2)  # L x {q, v} x 2 d r
     assert record.training["steps"] == 4 * 160 // 8
     assert [e["epoch"] for e in record.training["epochs"]] == [1, 2, 3, 4]
-    (evaluation,) = record.evaluations
+    checkpoints = record.training["checkpoints"]
+    assert list(checkpoints) == [e.checkpoint for e in record.evaluations] == ["last", "best"]
+    assert all(e.val_loss == checkpoints[e.checkpoint]["val_loss"] for e in record.evaluations)
+    assert checkpoints["best"]["val_loss"] == min(e["val_loss"] for e in record.training["epochs"])
+    evaluation = record.evaluations[0]
     assert (evaluation.checkpoint, evaluation.split, evaluation.subset) == ("last", "test", "all")
     assert list(evaluation.scores) == ["bleu", "nist", "meteor", "rouge_l", "cider"]
     assert all(score.signature for score in evaluation.scores.values())
@@ -65,6 +72,7 @@ def test_a_run_leaves_a_record(finished):
     data = record.provenance["data"]
     assert {split: data[split]["origin"] for split in data} == dict.fromkeys(("train", "valid", "test"), "embedded")
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert checkpoints["best"] == checkpoints["last"]  # so that there is one file of it
     assert files == {"record.json", "adapter.safetensors", "steps.csv", "evaluations/last-test.jsonl", ".lock"}
     steps = (folder / "steps.csv").read_text().splitlines()
     assert steps[0] == "step,lr,loss"
@@ -230,7 +238,79 @@ def test_a_full_disk_leaves_nothing_half_written(cell, tmp_path, command):
     assert full.returncode == 2, said
     assert "can't be written (File too large); make room" in said.splitlines()[-1]
     (folder,) = run_folders(tmp_path)
-    assert sorted(p.name for p in folder.iterdir()) == [".lock"]
+    # What was trained in an epoch fits, a checkpoint does not: whole files alone are there.
+    assert {p.name for p in folder.iterdir()} <= {".lock", "checkpoint-epoch-1.safetensors"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here ({mounted.stderr.strip()})")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.needs_mount
+def test_a_full_disk_stops_a_run_with_its_last_checkpoint_intact(cell, small_disk, tmp_path, command):
+    longer = [*cell, "train.epochs=20"]
+    here = [*longer, f"results.root={small_disk}"]
+    running = command("run", *here, "runtime.checkpoint_minutes=0.0001")
+    while not (found := list((small_disk / "runs").glob("*/checkpoint-before.safetensors"))):
+        assert running.poll() is None, running.communicate()[1]
+        time.sleep(0.005)
+    folder = found[0].parent
+    with suppress(OSError), (small_disk / "filler").open("wb") as filler:
+        while True:
+            filler.write(b"0" * 1024)
+            filler.flush()
+    _, said = running.communicate(timeout=100)
+    assert running.returncode == 2, said
+    assert "can't be written (No space left on device); make room" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert not list(folder.glob("*.partial")) and not (folder / "record.json").exists()
+
+    (small_disk / "filler").unlink()
+    assert main(["run", *here]) == 0
+    record = records.read(folder)
+    assert record is not None
+    assert len(record.training["stretches"]) == 2 and record.training["stretches"][1]["from_step"] > 0
+    assert main(["run", *longer]) == 0
+    (whole,) = run_folders(tmp_path)
+    for name in ("adapter.safetensors", "steps.csv", "evaluations/last-test.jsonl"):
+        assert digest(folder / name) == digest(whole / name), name
+
+
+def test_every_checkpoint_that_is_kept_is_evaluated_and_can_be_decoded_anew(cell, tmp_path, monkeypatch, capsys):
+    """A best epoch before the last has an adapter and texts of its own."""
+    losses = iter([2.0, 1.0, 1.5, 3.0])
+    monkeypatch.setattr(loop, "validation_loss", lambda *_, **__: next(losses))
+    assert main(["run", *cell, "train.keep=[epoch-1,best,last]", "train.lr=3e-2", "decode.max_new_tokens=6"]) == 0
+    (folder,) = run_folders(tmp_path)
+    record = records.read(folder)
+    assert record is not None
+    kept = record.training["checkpoints"]
+    assert {name: (e["epoch"], e["val_loss"]) for name, e in kept.items()} == {
+        "last": (4, 3.0),
+        "best": (2, 1.0),
+        "epoch-1": (1, 2.0),
+    }
+    assert [(e.checkpoint, e.val_loss) for e in record.evaluations] == [("last", 3.0), ("best", 1.0), ("epoch-1", 2.0)]
+    adapters = {name: digest(folder / e["adapter"]) for name, e in kept.items()}
+    assert len(set(adapters.values())) == 3
+    assert not list(folder.glob("checkpoint*"))
+    shown = capsys.readouterr().out
+    assert all(f"| {name} " in shown for name in ("last", "best", "epoch-1"))
+    assert main(["decode", str(folder), "decode.beam=1"]) == 0
+    after = records.read(folder)
+    assert after is not None
+    assert [e.checkpoint for e in after.evaluations] == ["last", "best", "epoch-1"] * 2
+    assert len({e.hypotheses for e in after.evaluations}) == 6
 
 
 def test_decoding_anew_appends_an_evaluation(copied, capsys):
@@ -240,7 +320,12 @@ def test_decoding_anew_appends_an_evaluation(copied, capsys):
     after = records.read(copied)
     assert after is not None
     assert after.evaluations[0] == before.evaluations[0]
-    assert [e.decode["beam"] for e in after.evaluations] == [10, 2]
+    assert [(e.checkpoint, e.decode["beam"]) for e in after.evaluations] == [
+        ("last", 10),
+        ("best", 10),
+        ("last", 2),
+        ("best", 2),
+    ]
     assert main(["decode", str(copied), "decode.beam=2"]) == 0  # there already
     assert records.read(copied) == after
     capsys.readouterr()
@@ -350,12 +435,12 @@ def test_real_data(cell, tmp_path, shared, overrides, subsets):
     (folder,) = run_folders(tmp_path)
     record = records.read(folder)
     assert record is not None
-    assert [e.subset for e in record.evaluations] == subsets
+    assert [e.subset for e in record.evaluations if e.checkpoint == "best"] == subsets
     data = record.provenance["data"]
     assert data["valid"]["pinned"]
     assert data["train"]["pinned"] == ("dataset=e2e" in overrides)  # WebNLG's train split is rebuilt from XML
     if len(subsets) > 1:
-        assert [e.segments for e in record.evaluations] == [1862, 971, 891]
+        assert [e.segments for e in record.evaluations] == [1862, 971, 891] * 2  # last and best
 
 
 def test_an_identity_names_no_places(finished, tiny_model):
