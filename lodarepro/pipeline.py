@@ -211,7 +211,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Done:
-    """What training and decoding gave."""
+    """What training and decoding gave; of `kept` the last epoch first, which stands for the run."""
 
     progress: Progress
     kept: list[_Kept]
@@ -257,12 +257,11 @@ def _evaluated(run: config.Run, folder: Path, device: torch.device, inputs: _Inp
         show_bar=doing.show_bar,
     )
     names: dict[int, list[str]] = {}
-    for name in sorted(run.train.keep, key=lambda name: (name != "last", name != "best", name)):
+    for name in sorted({"last", *run.train.keep}, key=lambda name: (name != "last", name != "best", name)):
         names.setdefault(progress.epoch_of(name)["epoch"], []).append(name)
-    last = progress.epochs[-1]["epoch"]
-    names.setdefault(last, ["last"])  # the adapter of the last epoch is there whatever is kept
+    last = progress.epochs[-1]["epoch"]  # of which there is an adapter whatever is kept
     began = time.monotonic()
-    kept = []
+    kept: dict[int, _Kept] = {}
     for epoch in sorted(names, key=lambda epoch: epoch == last):  # the last is the model itself, to be finalized then
         state = _Kept(tuple(names[epoch]), progress.epoch_of(names[epoch][0]), [])
         net = model
@@ -275,10 +274,11 @@ def _evaluated(run: config.Run, folder: Path, device: torch.device, inputs: _Inp
             save_adapter(net, folder / state.adapter, method=run.method, base=run.model.name, base_sha256=base)
         if set(state.names) & set(run.train.keep):
             decoded = _decoded(run, net.eval(), tokenizer, inputs.splits["test"], doing)
-            kept.append(replace(state, decoded=decoded))
+            kept[epoch] = replace(state, decoded=decoded)
     decode_seconds = time.monotonic() - began
     # Counted is what is kept, which is what the papers print.
-    return _Done(progress, kept, count_parameters(model), origin, decode_seconds)
+    ordered = [kept[epoch] for epoch in names if epoch in kept]
+    return _Done(progress, ordered, count_parameters(model), origin, decode_seconds)
 
 
 def _recorded(run: config.Run, folder: Path, device: torch.device, inputs: _Inputs, doing: _Doing) -> Record:
@@ -295,7 +295,7 @@ def _recorded(run: config.Run, folder: Path, device: torch.device, inputs: _Inpu
     )
     began = time.monotonic()
     evaluations: list[Evaluation] = []
-    for state in reversed(done.kept):  # the last epoch's first, as it stands for the run
+    for state in done.kept:
         records.write_decoded(folder / state.hypotheses, state.decoded)
         found = _evaluations(run, state.decoded, state.hypotheses, val_loss=state.epoch["val_loss"])
         evaluations += [replace(e, checkpoint=name) for name in state.names for e in found]
@@ -321,7 +321,7 @@ def _recorded(run: config.Run, folder: Path, device: torch.device, inputs: _Inpu
             "steps": progress.step,
             "epochs": progress.epochs,
             "checkpoints": {
-                name: {**state.epoch, "adapter": state.adapter} for state in reversed(done.kept) for name in state.names
+                name: {**state.epoch, "adapter": state.adapter} for state in done.kept for name in state.names
             },
             "stretches": progress.stretches,
             "seconds": {

@@ -276,9 +276,7 @@ def test_what_methods_cost_beside_lora():
     assert lora.decode_flops - ft.decode_flops == pytest.approx(2 * 2 * 393_216 * (new + 22_957))
 
 
-FLAT = Sizes(
-    (80, 8), (80 * 30, 8 * 30), (80 * 10, 8 * 10), longest=40, contexts=6, context_tokens=6 * 12, counted=True
-)
+FLAT = Sizes((80, 8), (80 * 30, 8 * 30), (80 * 10, 8 * 10), longest=40, contexts=6, context_tokens=6 * 12, counted=True)
 """pairs of 30 tokens, 10 of which carry loss; contexts of 12"""
 
 

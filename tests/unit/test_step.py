@@ -44,9 +44,9 @@ def pairs(n: int, seed: int = 0) -> Encoded:
 DATA = pairs(12)
 
 
-def fresh(method: Any = LORA) -> GPT2:
+def fresh(method: Any = LORA, sizes: Sizes = SIZES) -> GPT2:
     """B of the deltas is not 0, so that A has a gradient too."""
-    net = GPT2(SIZES)
+    net = GPT2(sizes)
     net.initialise(torch.Generator().manual_seed(0))
     attach(net, method, torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(2)
@@ -78,8 +78,8 @@ def done(settings: Train = SETTINGS, rows: Sequence[int] = ROWS, **options: Any)
 def close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert actual.keys() == expected.keys() and expected
     for name, grad in expected.items():
-        assert grad.abs().max() > 1e-3
-        torch.testing.assert_close(actual[name], grad, atol=1e-6, rtol=1e-4)
+        assert grad.abs().max() > 1e-4
+        torch.testing.assert_close(actual[name], grad, atol=1e-7, rtol=1e-4)
 
 
 def token_nll(net: GPT2, row: int, smoothing: float) -> list[Tensor]:
@@ -174,7 +174,9 @@ def test_a_batch_that_is_cut_before_its_completions_has_no_loss(packed: bool):
 # memory -----------------------------------------------------------------------------------------
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, *, fits: int = 10**6, when: Callable[[], bool] = lambda: True) -> list[int]:
+def watched(
+    monkeypatch: pytest.MonkeyPatch, *, fits: int = 10**6, when: Callable[[], bool] = lambda: True
+) -> list[int]:
     """The pairs of each pass; memory ends where there are more than fit."""
     seen: list[int] = []
 
@@ -267,7 +269,9 @@ def test_a_pair_for_which_there_is_no_memory_ends_the_run(monkeypatch: pytest.Mo
     assert gradients(net) == {}
 
 
-def test_a_training_short_of_memory_is_the_same_training(monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture):
+def test_a_training_short_of_memory_is_the_same_training(
+    monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+):
     one, two = fresh(), fresh()
     expected = train(one, DATA, DATA, SETTINGS, protocol=PROTOCOL, seed=1)
     watched(monkeypatch, fits=3)
@@ -313,8 +317,8 @@ def test_the_shares_of_processes_sum_to_the_step(size: int, rows: list[int], los
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_the_same(log: pytest.LogCaptureFixture):
-    one, two = fresh(), fresh()
-    settings = replace(SETTINGS, epochs=3, batch_size=5)  # filler rows; and shapes of 32 columns alone
+    one, two = (fresh(sizes=replace(SIZES, n_layer=1)) for _ in range(2))
+    settings = replace(SETTINGS, epochs=3, batch_size=5)  # filler rows; and one shape, of 32 columns
     expected = train(one, DATA, DATA, settings, protocol=PROTOCOL, seed=1)
     found = train(two, DATA, DATA, settings, protocol=PROTOCOL, seed=1, runtime=Runtime(compile=True))
     assert [text for text in log.messages if "compile" in text] == []
@@ -344,7 +348,9 @@ def test_a_compiled_model_is_given_padded_rows_of_few_widths(monkeypatch: pytest
     assert widths[1:] == [(4, 32), (4, 32)]
 
 
-def test_a_compiler_that_fails_is_told_once_and_left_out(monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture):
+def test_a_compiler_that_fails_is_told_once_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+):
     """Compilation starts with the first batch, so that is where it fails."""
 
     def compiled(net: GPT2, **_: Any) -> Callable[[Tensor], Tensor]:
