@@ -128,6 +128,15 @@ class Dense(nn.Module):
         return base + sum(delta.macs() for delta in self.deltas.values())  # type: ignore[operator]
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attention of tokens to those before them, or to what a mask says; (B, H, T, Dh)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # PyTorch's kernel for CPUs takes five times longer for a backward pass in bf16 than in fp32.
+        with torch.autocast("cpu", enabled=False):
+            return _attention(q.float(), k.float(), v.float(), mask=mask, dropout=dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
+
+
 def _packs(W: Tensor, dtype: torch.dtype, training: bool) -> bool:
     return Product.pays(W, dtype) and not (training and W.requires_grad)
 
@@ -168,7 +177,7 @@ class Attention(nn.Module):
                 mask = torch.ones(T, length + T, dtype=torch.bool, device=x.device).tril(length)
             if cache is not None:
                 cache.fill(k, v)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=p)
+            y = _attention(q, k, v, mask=mask, dropout=p)
         y = y.transpose(1, 2).reshape(B, T, d)
         if packing is not None:
             y = packing.unpad(y)

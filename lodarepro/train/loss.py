@@ -32,20 +32,18 @@ class _VocabularyLoss(Function):
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
             h, t, s = hidden[part], targets[part, None], scale[part, None]
-            logits = output.times(h)  # (rows, V)
-            log_sum = logits.logsumexp(dim=-1, keepdim=True)  # (rows, 1)
-            loss = loss + (_smoothed(logits, log_sum, t, smoothing) * s).sum()
+            log_p = output.times(h).log_softmax(dim=-1)  # (rows, V)
+            loss = loss + (_smoothed(log_p, t, smoothing) * s).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            grad = logits.sub_(log_sum).exp_()  # softmax; of the smoothed loss it is softmax - e / V, less 1 - e at t
+            grad = log_p.exp_()  # softmax; of the smoothed loss it is softmax - e / V, less 1 - e at t
             if smoothing:
                 grad.sub_(smoothing / vocabulary)
-            grad.scatter_add_(1, t, torch.full_like(log_sum, smoothing - 1))
-            grad.mul_(s)
+            grad.scatter_add_(1, t, s.new_full(t.shape, smoothing - 1))
             if grad_hidden is not None:
-                grad_hidden[part] = output.times_transposed(grad)
+                grad_hidden[part] = output.times_transposed(grad) * s  # fewer numbers to scale than the logits'
             if grad_weight is not None:
-                grad_weight += output.cast(grad).t() @ output.cast(h)
+                grad_weight += output.cast(grad).t() @ output.cast(h * s)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
@@ -63,10 +61,10 @@ class _VocabularyLoss(Function):
         )
 
 
-def _smoothed(logits: Tensor, log_sum: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """(1 - e) nll + e mean over the vocabulary of -log p; logits (rows, V), all else (rows, 1)."""
-    loss = log_sum - (1 - smoothing) * logits.gather(1, targets)
-    return loss - smoothing * logits.mean(dim=-1, keepdim=True) if smoothing else loss
+def _smoothed(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """(1 - e) nll + e mean over the vocabulary of -log p; log_p (rows, V), targets and result (rows, 1)."""
+    nll = -log_p.gather(1, targets)
+    return (1 - smoothing) * nll - smoothing * log_p.mean(dim=-1, keepdim=True) if smoothing else nll
 
 
 class _Output:
@@ -118,6 +116,5 @@ def token_losses(model: GPT2, hidden: Tensor, targets: Tensor) -> Tensor:
     output = _Output(model)
     found = []
     for h, t in zip(*(x.split(max(1, CHUNK // model.sizes.vocab_size)) for x in (hidden, targets)), strict=True):
-        logits = output.times(h)  # (rows, V)
-        found.append(_smoothed(logits, logits.logsumexp(dim=-1, keepdim=True), t[:, None], 0.0)[:, 0])
+        found.append(_smoothed(output.times(h).log_softmax(dim=-1), t[:, None], 0.0)[:, 0])
     return torch.cat(found)

@@ -105,7 +105,7 @@ def test_the_loss_is_a_mean_over_tokens_or_over_pairs_of_sums(smoothing: float, 
     expected = whole / 8 if loss == "pairs" else whole / (sum(map(len, losses)) + 1e-4)
     expected.backward()
     found, grads = done(replace(SETTINGS, loss=loss, label_smoothing=smoothing), micro_batch=micro_batch)
-    assert found == pytest.approx(float(expected), rel=1e-5)
+    assert found == pytest.approx(expected.item(), rel=1e-5)
     close(grads, gradients(net))
 
 
@@ -146,7 +146,7 @@ def test_sequences_are_cut_and_the_loss_covers_what_the_protocol_says():
         tokens = torch.from_numpy(DATA.sequence(row))[:6]
         losses.append(F.cross_entropy(net.logits(net(tokens[None]))[0, :-1], tokens[1:], reduction="sum"))
     count = sum(min(6, len(DATA.sequence(row))) - 1 for row in ROWS)
-    assert float(found) == pytest.approx(float(sum(losses)) / (count + 1e-4), rel=1e-5)
+    assert float(found) == pytest.approx(sum(loss.item() for loss in losses) / (count + 1e-4), rel=1e-5)
 
 
 def test_tokens_are_counted_without_padding():
@@ -316,6 +316,7 @@ def test_the_shares_of_processes_sum_to_the_step(size: int, rows: list[int], los
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_a_compiled_model_trains_the_same(log: pytest.LogCaptureFixture):
     one, two = (fresh(sizes=replace(SIZES, n_layer=1)) for _ in range(2))
     settings = replace(SETTINGS, epochs=3, batch_size=5)  # filler rows; and one shape, of 32 columns
@@ -374,6 +375,7 @@ def test_a_compiler_that_fails_is_told_once_and_left_out(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_a_machine_without_a_c_compiler_trains_without_compiling(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: pytest.LogCaptureFixture
 ):
