@@ -820,12 +820,13 @@ def _export(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="lodarepro export", description="write a finished run for another tool")
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument("--to", required=True, choices=sorted(FORMS), help="an adapter of peft's; a merged checkpoint")
+    parser.add_argument("--checkpoint", default="last", metavar="NAME", help="last (default), best or epoch-N")
     parser.add_argument("folder", metavar="DIR", type=Path, help="where to; not there yet, or empty")
     parser.add_argument("overrides", nargs="*", metavar="model.path=FOLDER", help="where the base model is here")
     _add_method_file(parser)
     given = parser.parse_intermixed_args(arguments)
     _own(given)
-    export(given.run, given.to, given.folder, given.overrides)
+    export(given.run, given.to, given.folder, given.overrides, checkpoint=given.checkpoint)
     return 0
 
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from lodarepro import compose, config, records
-from lodarepro.errors import BadInput
+from lodarepro.errors import BadInput, nearest
 from lodarepro.methods import merge, mergeable, restored, trained
 from lodarepro.methods.lora import DoraDelta, LoraDelta
 from lodarepro.model import GPT2, weights
@@ -38,7 +38,7 @@ TOKENIZER_FILES = (
 )
 
 
-def export(folder: Path, form: str, place: Path, overrides: Sequence[str] = ()) -> None:
+def export(folder: Path, form: str, place: Path, overrides: Sequence[str] = (), *, checkpoint: str = "last") -> None:
     """Write what a finished run trained in another tool's format.
 
     Args:
@@ -46,9 +46,10 @@ def export(folder: Path, form: str, place: Path, overrides: Sequence[str] = ()) 
         form: a key of `FORMS`.
         place: a folder that is not there yet, or empty; after a failure it is as it was.
         overrides: `model.path=FOLDER` where this machine has the base model elsewhere.
+        checkpoint: `last`, `best` or `epoch-N`.
 
     Raises:
-        BadInput: no finished run there, the base model is not the run's own, its method has no such form, or
+        BadInput: no finished run there, or it did not keep that checkpoint, the base model is not the run's own, its method has no such form, or
             `place` can't be written.
     """
     if odd := [text for text in overrides if not text.startswith("model.path=")]:
@@ -58,7 +59,9 @@ def export(folder: Path, form: str, place: Path, overrides: Sequence[str] = ()) 
             raise BadInput(f"{place} is there and is no empty folder; give another, or delete it first")
         record = records.finished(folder)
         run = compose.changed(compose.from_plain(record.config), overrides)
-        base, model = _loaded(folder, record, run)
+        if checkpoint not in record.checkpoints:
+            raise BadInput(f"{record.id} has no checkpoint '{checkpoint}'{nearest(checkpoint, record.checkpoints)}")
+        base, model = _loaded(folder / record.checkpoints[checkpoint]["adapter"], record, run)
         with _appearing(place) as unfinished:
             try:
                 FORMS[form](model, run.model, base, unfinished)
@@ -69,11 +72,11 @@ def export(folder: Path, form: str, place: Path, overrides: Sequence[str] = ()) 
     logger.info("wrote %s; to load it: %s", place, _to_load(form, place, run.model, base))
 
 
-def _loaded(folder: Path, record: records.Record, run: config.Run) -> tuple[weights.Checkpoint, GPT2]:
+def _loaded(adapter: Path, record: records.Record, run: config.Run) -> tuple[weights.Checkpoint, GPT2]:
     base = weights.find(run.model)
     assert base is not None  # with download, `find` raises rather than give None
     base.check_tokenizer(record.identity["checksums"]["tokenizer"], record.id)
-    return base, restored(folder / records.ADAPTER, run, base)
+    return base, restored(adapter, run, base)
 
 
 @contextmanager

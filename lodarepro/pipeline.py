@@ -356,12 +356,9 @@ def redecode(folder: Path, overrides: Sequence[str], *, show_bar: bool = False) 
     described = compose.plain(run)["decode"]
     with _stop_signals() as signals, records.disk_faults(folder), records.locked(folder):
         record = records.finished(folder)
-        # Records made before several checkpoints were kept have the last alone.
-        known_states = record.training.get("checkpoints") or {
-            "last": {**record.training["epochs"][-1], "adapter": records.ADAPTER}
-        }
+        states = record.checkpoints
         same = {e.checkpoint: e.hypotheses for e in record.evaluations if e.decode == described}
-        if same.keys() >= known_states.keys() and all(_readable(folder / file) for file in same.values()):
+        if same.keys() >= states.keys() and all(_readable(folder / file) for file in same.values()):
             logger.info("%s has evaluations with these settings already", record.id)
             return record
         base = check_reachable(run, splits=("test",))
@@ -377,14 +374,14 @@ def redecode(folder: Path, overrides: Sequence[str], *, show_bar: bool = False) 
         tokenizer = weights.load_tokenizer(base)
         number = len({e.hypotheses for e in record.evaluations}) + 1
         added: list[Evaluation] = []
-        for adapter in dict.fromkeys(state["adapter"] for state in known_states.values()):
-            names = [name for name, state in known_states.items() if state["adapter"] == adapter]
+        for adapter in dict.fromkeys(state["adapter"] for state in states.values()):
+            names = [name for name, state in states.items() if state["adapter"] == adapter]
             model = restored(folder / adapter, run, base)
             file = same.get(names[0], f"{records.EVALUATIONS}/{names[0]}-test-{number}.jsonl")
             with devices.taken(run.runtime.device, stop_signal=signals.asked) as device:
                 doing = _Doing(signals, distributed.ALONE, show_bar)
                 decoded = _decoded(run, model.to(device).eval(), tokenizer, test, doing)
-            found = _evaluations(run, decoded, file, val_loss=known_states[names[0]]["val_loss"])
+            found = _evaluations(run, decoded, file, val_loss=states[names[0]]["val_loss"])
             added += [replace(e, checkpoint=name) for name in names for e in found]
             records.write_decoded(folder / file, decoded)
         files = {e.hypotheses for e in added}

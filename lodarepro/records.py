@@ -93,7 +93,7 @@ class Record:
         identity: what the id is the hash of.
         provenance: code, packages, machine, data and weights, times.
         parameters: `trainable` and `total` counts.
-        training: epochs with validation losses, steps, seconds.
+        training: epochs with validation losses, steps, seconds, and what `checkpoints` gives.
         evaluations: at least one.
         schema: of this file.
     """
@@ -106,6 +106,12 @@ class Record:
     training: dict[str, Any]
     evaluations: tuple[Evaluation, ...]
     schema: int = field(default=SCHEMA)
+
+    @property
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
+        """`last`, `best`, `epoch-N` to what is kept of it: `epoch`, `step`, `val_loss`, `adapter` (its file)."""
+        # The first records have the last epoch alone.
+        return self.training.get("checkpoints") or {"last": {**self.training["epochs"][-1], "adapter": ADAPTER}}
 
 
 def write(folder: Path, record: Record) -> None:

@@ -312,6 +312,15 @@ def test_every_checkpoint_that_is_kept_is_evaluated_and_can_be_decoded_anew(cell
     assert [e.checkpoint for e in after.evaluations] == ["last", "best", "epoch-1"] * 2
     assert len({e.hypotheses for e in after.evaluations}) == 6
 
+    for name in ("last", "best"):
+        place = tmp_path / f"exported-{name}"
+        assert main(["export", str(folder), "--to", "peft", str(place), "--checkpoint", name]) == 0
+    exported = {digest(tmp_path / f"exported-{name}" / "adapter_model.safetensors") for name in ("last", "best")}
+    assert len(exported) == 2
+    capsys.readouterr()
+    assert main(["export", str(folder), "--to", "peft", str(tmp_path / "x"), "--checkpoint", "epoch-3"]) == 2
+    assert "has no checkpoint 'epoch-3'; did you mean 'epoch-1'?" in capsys.readouterr().err
+
 
 def test_decoding_anew_appends_an_evaluation(copied, capsys):
     before = records.read(copied)
