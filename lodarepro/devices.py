@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from lodarepro import config
+from lodarepro.distributed import local_rank
 from lodarepro.errors import BadInput, Stopped
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def taken(
 
     `auto` and `cuda` take the first CUDA device that no other run on this machine holds, and wait for one where all
     are held. An environment variable would come too late here: a worker that does one run after the other has
-    initialised CUDA by then, so the device is set in torch itself.
+    initialised CUDA by then, so the device is set in torch itself. Of several processes of one run each has its own.
 
     Args:
         wanted: `runtime.device`; a device that it names by number is shared with whoever is on it.
@@ -73,6 +74,10 @@ def taken(
     # Equal runs should give equal bits: matrix products ask for this before their first call.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    if (rank := local_rank()) is not None:  # torchrun gives each process one
+        torch.cuda.set_device(rank)
+        yield torch.device("cuda", rank)
+        return
     if ":" in wanted:
         torch.cuda.set_device(wanted)
         yield torch.device(wanted)

@@ -93,6 +93,8 @@ def joined(backend: str) -> Iterator[Processes]:
     if local_rank() is None:
         yield ALONE
         return
+    if backend == "nccl":
+        torch.cuda.set_device(local_rank())
     dist.init_process_group(backend)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())

@@ -49,8 +49,8 @@ def export(folder: Path, form: str, place: Path, overrides: Sequence[str] = (), 
         checkpoint: `last`, `best` or `epoch-N`.
 
     Raises:
-        BadInput: no finished run there, or it did not keep that checkpoint, the base model is not the run's own, its method has no such form, or
-            `place` can't be written.
+        BadInput: no finished run there, or it did not keep that checkpoint, the base model is not the run's own, its
+            method has no such form, or `place` can't be written.
     """
     if odd := [text for text in overrides if not text.startswith("model.path=")]:
         raise BadInput(f"{odd[0]}: an export has no such setting; give model.path=FOLDER, or nothing")

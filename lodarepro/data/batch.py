@@ -47,11 +47,14 @@ class Batch:
         return self.inputs.shape[1]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; to a GPU from pinned memory, so that the copy runs beside the work there."""
-        tensors = (self.inputs, self.targets, self.mask, self.slots, self.counted)
-        if device.type == "cuda":
-            tensors = tuple(t.pin_memory() for t in tensors)  # type: ignore[assignment]
-        return Batch(*(t.to(device, non_blocking=True) for t in tensors))
+        """The same batch on a device; to a GPU in one copy from pinned memory, which runs beside the work there."""
+        if device.type == "cpu":
+            return self
+        tensors = (self.inputs, self.targets, self.mask.long(), self.slots, self.counted)
+        flat = torch.cat([t.flatten() for t in tensors]).pin_memory().to(device, non_blocking=True)
+        parts = zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)
+        inputs, targets, mask, slots, counted = (part.view(t.shape) for part, t in parts)
+        return Batch(inputs, targets, mask.bool(), slots, counted)
 
 
 def collate(

@@ -107,10 +107,11 @@ def search(
         token = of_rows.view(len(present), -1).gather(1, flat)
         parent = flat // values.shape[1]
 
-        hypotheses, kept, alive = choose(length, present, sums, token)  # (P,) of None or a place, (P, K), (P, K)
-        for i, (place, score) in hypotheses.items():
-            text = [*generated[i, parent[i, place]].tolist(), int(token[i, place])]
-            found[int(present[i])] = Hypothesis(text, score, bool(torch.isin(token[i, place], ends)))
+        new, place, score, kept, alive = choose(length, present, sums, token)
+        texts = torch.cat([generated[new, parent[new, place]], token[new, place, None]], dim=1)
+        finished = torch.isin(texts[:, -1], ends)
+        for i, *found_now in zip(*(x.tolist() for x in (present[new], texts, score, finished)), strict=True):
+            found[i] = Hypothesis(*found_now)
         running, parent, token = (x.gather(1, kept) for x in (sums, parent, token))  # (P, K)
         going_on = alive.any(dim=-1).nonzero().flatten()
         if len(going_on) == 0 or length == S:
@@ -160,7 +161,8 @@ class _LoraChoice:
         self.best[present] = torch.where(better, score, self.best[present])
         bound = sums / self.steps ** max(self.penalty, 0.0)
         alive = ~ended & (bound > self.best[present, None])
-        return _places(better, place, score), torch.arange(sums.shape[1], device=sums.device).expand_as(sums), alive
+        new = better.nonzero()[:, 0]
+        return new, place[new], score[new], torch.arange(sums.shape[1], device=sums.device).expand_as(sums), alive
 
 
 class _PoolChoice:
@@ -194,16 +196,13 @@ class _PoolChoice:
             scores = scores.scatter(1, kept, alive_scores.masked_fill(done[:, None], -math.inf))
         self.pool[present] = pool
         score, place = scores.max(dim=-1)
-        return _places(score > before[:, 0], place, score), kept, (alive_sums > -math.inf) & ~done[:, None]
+        new = (score > before[:, 0]).nonzero()[:, 0]
+        return new, place[new], score[new], kept, (alive_sums > -math.inf) & ~done[:, None]
 
 
-_Chosen = tuple[dict[int, tuple[int, float]], Tensor, Tensor]
-"""best hypotheses so far that are new: prompt to place among the candidates and score; the candidates that become the
-beams (P, K), and which of them the model is to be run on (P, K)"""
-
-
-def _places(better: Tensor, place: Tensor, score: Tensor) -> dict[int, tuple[int, float]]:
-    return {i: (int(place[i]), float(score[i])) for i in better.nonzero().flatten().tolist()}
+_Chosen = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""(n,) the present prompts that have a better hypothesis than before, its place among their candidates, its score; then
+(P, K) the candidates that become the beams, and on which of them the model is to be run"""
 
 
 def block_ngrams(logits: Tensor, generated: Tensor, n: int) -> None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 DENOMINATOR_EPS = 1e-4  # the original divides by the token count plus this
 WIDTH_MULTIPLE = 32  # tokens; compiled kernels are made for one width each
+WIDTHS = 32  # as many as 1,024 tokens have
 
 
 Forward = Callable[[Tensor], Tensor]
@@ -192,6 +193,7 @@ class Step:
     def _compiled(self) -> Forward:
         graphs = self.arithmetic.device.type == "cuda"
         options: dict[str, Any] = {"mode": "reduce-overhead"} if graphs else {}
+        torch._dynamo.config.recompile_limit = WIDTHS
         compiled = torch.compile(self.model, dynamic=False, **options)
 
         def forward(tokens: Tensor) -> Tensor:

@@ -1,25 +1,31 @@
 """Schedule, optimizer, data order, and a training that stops and goes on to the same bits."""
 
-import logging
+import json
 import math
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lodarepro.config import Ft, Lora, Protocol, Runtime, Train
 from lodarepro.data.batch import collate, epoch_order, steps_an_epoch
 from lodarepro.data.tokenise import Encoded
+from lodarepro.distributed import Processes
 from lodarepro.errors import BadInput, RunFailed, Stopped
 from lodarepro.methods import attach, trained
 from lodarepro.model import GPT2, Sizes
+from lodarepro.train import loop
 from lodarepro.train.checkpoint import Progress
 from lodarepro.train.loop import total_steps, train, validation_loss
 from lodarepro.train.optim import LoraAdamW, learning_rate, make_optimizer
@@ -374,17 +380,202 @@ def test_a_training_that_diverges_with_its_last_update_is_not_finished(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_loss_that_is_no_number_names_step_rate_and_pairs(tmp_path: Path):
+    """One pair reaches the position whose embedding is broken; what was saved before it is there."""
+    lengths = [20 if i == 7 else 5 for i in range(11)]
+    data = Encoded.of([([1, 2, 3], [4 + i] * (n - 3)) for i, n in enumerate(lengths)])
+    net, path = fresh(), tmp_path / "c.safetensors"
+    with torch.no_grad():
+        net.wpe.weight[15] = math.nan
+    orders = [order(11, epoch, seed=3) for epoch in range(4)]
+    steps = [rows[i : i + 4] for rows in orders for i in range(0, 12, 4)]
+    step = next(i for i, rows in enumerate(steps) if 7 in rows)
+    assert 0 < step < 3  # something was saved, and it is of the first epoch
+    with pytest.raises(RunFailed) as e:
+        train(net, data, VALID, SETTINGS, protocol=PROTOCOL, seed=3, checkpoint_path=path, runtime=EVERY_UPDATE)
+    rate = {1: "0.005", 2: "0.01"}[step]
+    pairs = ", ".join(map(str, steps[step]))
+    assert e.value.faults == (
+        f"the loss is nan at step {step} (learning rate {rate}; pairs {pairs} of the training file, counted from 0): "
+        "training diverged; lower train.lr or set train.clip",
+    )
+    assert not load_file(path)["losses"][step:].any() and (load_file(path)["losses"][:step] > 0).all()
+
+
 @pytest.mark.parametrize(("steps", "warns"), [(12, True), (500, True), (11, False), (0, False)])
-def test_a_warm_up_as_long_as_the_training_is_told(steps: int, warns: bool, caplog: pytest.LogCaptureFixture):
-    logger = logging.getLogger("lodarepro")
-    before, logger.propagate = logger.propagate, True
-    try:
-        with caplog.at_level(logging.WARNING, logger="lodarepro"), pytest.raises(Stopped):
-            go(fresh(), replace(SETTINGS, warmup_steps=steps), stop_signal=lambda: 2)
-    finally:
-        logger.propagate = before
+def test_a_warm_up_as_long_as_the_training_is_told(steps: int, warns: bool, log: pytest.LogCaptureFixture):
+    with pytest.raises(Stopped):
+        go(fresh(), replace(SETTINGS, warmup_steps=steps), stop_signal=lambda: 2)
     text = f"warm-up ({steps} steps) outlasts the training (12 steps): the peak learning rate is never reached"
-    assert any(text in r.getMessage() for r in caplog.records) is warns
+    assert any(text in message for message in log.messages) is warns
+
+
+# the model's own dropout ------------------------------------------------------------------------
+
+STILL = replace(LORA, dropout=0.0)
+
+
+def test_a_model_dropout_of_0_changes_nothing():
+    one, two = fresh(), fresh()
+    assert torch.equal(go(one).losses, go(two, replace(SETTINGS, model_dropout=0.0)).losses)
+    assert same(one, two)
+
+
+def test_model_dropout_is_random_in_steps_and_not_in_the_validation_loss():
+    """At a rate of 0 the same batches come with other masks; the validation loss is that of the whole model."""
+    settings = replace(SETTINGS, model_dropout=0.1, shuffle=False, lr=1e-30, epochs=3, batch_size=11)
+    net = fresh(STILL)
+    progress = go(net, settings)
+    assert len(set(progress.losses.tolist())) == 3
+    plain = go(fresh(STILL), replace(settings, model_dropout=0.0))
+    assert len(set(plain.losses.tolist())) == 1
+    assert [e["val_loss"] for e in progress.epochs] == [e["val_loss"] for e in plain.epochs]
+    assert abs(progress.losses.mean() / plain.losses[0] - 1) < 0.02
+    # The seed draws the masks, and nothing else does.
+    torch.manual_seed(5)
+    assert torch.equal(go(fresh(STILL), settings).losses, progress.losses)
+    other = train(fresh(STILL), DATA, VALID, settings, protocol=PROTOCOL, seed=4)
+    assert not torch.equal(other.losses, progress.losses)
+
+
+# steps in place of epochs, and a time limit -----------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(1, [1]), (3, [3]), (7, [3, 6, 7]), (14, [3, 6, 9, 12, 14])])
+def test_steps_in_place_of_epochs(steps: int, epochs: list[int]):
+    """The last pass is cut; its end is an epoch's end all the same, and the rate falls to 0 there."""
+    settings = replace(SETTINGS, max_steps=steps, warmup_steps=0)
+    progress = go(fresh(), settings)
+    assert (progress.step, len(progress.losses)) == (steps, steps)
+    assert (progress.losses > 0).all()
+    assert [(e["epoch"], e["step"]) for e in progress.epochs] == list(enumerate(epochs, 1))
+    if steps == 12:
+        assert torch.equal(progress.losses, go(fresh(), replace(SETTINGS, warmup_steps=0)).losses)
+
+
+def test_as_many_steps_as_epochs_have_are_the_same_training():
+    one, two = fresh(), fresh()
+    expected = go(one, SETTINGS)
+    progress = go(two, replace(SETTINGS, epochs=1, max_steps=12))
+    assert torch.equal(progress.losses, expected.losses) and progress.epochs == expected.epochs
+    assert same(one, two)
+
+
+@pytest.mark.parametrize("stop", [2, 6, 7])
+def test_a_training_of_steps_resumes_to_the_same_bits(stop: int, tmp_path: Path):
+    settings, path = replace(SETTINGS, max_steps=8), tmp_path / "c.safetensors"
+    whole, resumed = fresh(), fresh()
+    expected = go(whole, settings)
+    with pytest.raises(Stopped, match=f"step {stop} of 8"):
+        go(fresh(), settings, checkpoint_path=path, stop_signal=stop_at(stop))
+    progress = go(resumed, settings, checkpoint_path=path)
+    assert torch.equal(progress.losses, expected.losses) and progress.epochs == expected.epochs
+    assert same(resumed, whole)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock of the loop that goes on by the one number here, seconds, at every look."""
+    pace, now = [1.0], [0.0]
+
+    def monotonic() -> float:
+        now[0] += pace[0]
+        return now[0]
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=monotonic))
+    return pace
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_time_limit_stops_with_a_checkpoint_to_go_on_from(accumulate: int, tmp_path: Path, clock: list[float]):
+    """Each start has the time anew; the same bits in the end."""
+    settings, path = replace(SETTINGS, accumulate=accumulate), tmp_path / "c.safetensors"
+    whole, limited = fresh(), replace(settings, time_limit=0.05)  # 3 s
+    expected = go(whole, settings)
+    at, starts = 0, 0
+    while True:
+        net = fresh()
+        try:
+            progress = go(net, limited, checkpoint_path=path)
+            break
+        except Stopped as e:
+            (fault,) = e.faults
+            assert e.exit_code == 142 == 128 + signal.SIGALRM
+            before, at = at, int(fault.split()[3])
+            assert fault == f"stopped at step {at} of 12 (train.time_limit=0.05); the same command continues"
+            assert at % accumulate == 0 and at > before
+            with safe_open(path, framework="pt") as file:
+                assert json.loads(file.metadata()["described"])["step"] == at
+            starts += 1
+    assert starts > 1
+    assert len(progress.stretches) == starts + 1
+    assert torch.equal(progress.losses, expected.losses) and progress.epochs == expected.epochs
+    assert same(net, whole)
+
+
+def test_a_time_limit_that_is_not_reached_stops_nothing(clock: list[float]):
+    assert go(fresh(), replace(SETTINGS, time_limit=10)).step == 12
+
+
+# what is told -----------------------------------------------------------------------------------
+
+
+def test_the_log_tells_of_epochs_and_now_and_then_of_steps(clock: list[float], log: pytest.LogCaptureFixture):
+    clock[0] = 11.0  # a step; a line every 30 s
+    progress = go(fresh())
+    tokens = sum(len(DATA.sequence(row)) for row in order(11, 0, seed=3))
+    epochs = [m for m in log.messages if m.startswith("epoch")]
+    assert epochs == [
+        f"epoch {e['epoch']} of 4: validation loss {e['val_loss']:.4f}" for e in progress.epochs
+    ]
+    steps = [m for m in log.messages if m.startswith("step")]
+    assert [m.partition(":")[0] for m in steps] == [
+        f"step {step} of 12 (epoch {-(-step // 3)})" for step in (3, 6, 9, 12)
+    ]
+    assert steps[0].endswith(f": loss {progress.losses[:3].mean():.4f}, {tokens / 33:,.0f} tokens/s")
+    assert log.messages == [m for pair in zip(steps, epochs, strict=True) for m in pair]
+
+
+def test_a_bar_takes_the_place_of_lines_about_steps(
+    clock: list[float], log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    clock[0] = 11.0
+    ticks: list[tuple[int, str]] = []
+    shown: list[Any] = []
+
+    @contextmanager
+    def bar(what: str, total: int, **options: Any) -> Iterator[Callable[[int, str], None]]:
+        shown.append((what, total, options))
+        yield lambda done, note: ticks.append((done, note))
+
+    monkeypatch.setattr(loop, "bar", bar)
+    progress = go(fresh(), show_bar=True)
+    assert shown == [("training", 12, {"done": 0, "shown": True})]
+    assert [done for done, _ in ticks] == list(range(1, 13))
+    assert ticks[1][1].startswith(f"loss {progress.losses[:2].mean():.4f}, ")
+    assert all(m.startswith("epoch") for m in log.messages)
+
+
+@pytest.mark.parametrize(("rank", "show", "shown"), [(0, True, True), (1, True, False), (0, False, False)])
+def test_the_first_process_alone_shows_a_bar(
+    rank: int, show: bool, shown: bool, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[bool] = []
+
+    class Alone(Processes):
+        """Sums are its own: there is nobody else."""
+
+        def sum(self, tensors: Any) -> None:
+            pass
+
+    @contextmanager
+    def bar(*_: Any, shown: bool, **__: Any) -> Iterator[None]:
+        seen.append(shown)
+        yield None
+
+    monkeypatch.setattr(loop, "bar", bar)
+    go(fresh(), processes=Alone(rank, 2), show_bar=show)
+    assert seen == [shown]
 
 
 # losses -----------------------------------------------------------------------------------------
