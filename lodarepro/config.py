@@ -226,7 +226,7 @@ class Decode:
     max_new_tokens: Positive = 64
     """steps of the search; a prompt keeps its last `protocol.max_length` minus this many tokens"""
     min_length: NotNegative = 0
-    """end tokens are barred while fewer tokens than this have been generated"""
+    """end tokens are barred while there are fewer tokens than this, the prompt counted by transformers-3 alone"""
     end_tokens: tuple[str, ...] = ("<|endoftext|>", "\n\n")
     """texts of one token each that end a hypothesis"""
     banned_tokens: tuple[str, ...] = ()

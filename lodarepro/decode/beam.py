@@ -90,8 +90,9 @@ def search(
         logits = model.logits(hidden).float()  # (R, V)
         before = logits.logsumexp(dim=-1, keepdim=True) if not choose.renormalised else None
         block_ngrams(logits, generated.flatten(0, 1)[rows], settings.no_repeat_ngram)
-        if length <= settings.min_length:
-            logits[:, ends] = -math.inf
+        if settings.min_length:
+            so_far = choose.counted(lengths[present[rows // running.shape[1]]]) + length - 1  # (R, 1)
+            logits[:, ends] = torch.where(so_far < settings.min_length, -math.inf, logits[:, ends])
         logits[:, banned] = -math.inf
         # The best of all are among the best of each row.
         values, token = logits.topk(min(choose.candidates, logits.shape[1]), dim=-1)  # (R, candidates)
@@ -153,6 +154,10 @@ class _LoraChoice:
         self.ends = ends
         self.best = torch.full(lengths.shape, -math.inf, device=lengths.device)
 
+    def counted(self, prompts: Tensor) -> Tensor:
+        """What of prompts of these lengths counts for `decode.min_length`, as (R, 1)."""
+        return torch.zeros_like(prompts)[:, None]
+
     def __call__(self, length: int, present: Tensor, sums: Tensor, token: Tensor) -> _Chosen:
         ended = torch.isin(token, self.ends)  # (P, K)
         last = length == self.steps
@@ -181,16 +186,21 @@ class _PoolChoice:
         self.ends, self.lengths = ends, lengths
         self.pool = torch.full((len(lengths), self.beam), -math.inf, device=lengths.device)  # scores, best first
 
+    def counted(self, prompts: Tensor) -> Tensor:
+        """As `_LoraChoice.counted`: all of it."""
+        return prompts[:, None]
+
     def __call__(self, length: int, present: Tensor, sums: Tensor, token: Tensor) -> _Chosen:
         K, last = self.beam, length == self.steps
         ended = torch.isin(token, self.ends)  # (P, 2 K)
         alive_sums, kept = sums.masked_fill(ended, -math.inf).topk(K, dim=-1)  # (P, K)
         whole = (self.lengths[present, None] + length - 1).float()  # without the end token
-        scores = (sums / whole**self.penalty).masked_fill(~ended, -math.inf)
+        divisor = whole**self.penalty
+        scores = (sums / divisor).masked_fill(~ended, -math.inf)
         scores[:, K:] = -math.inf
         before = self.pool[present]
         pool = torch.cat([before, scores], dim=1).topk(K, dim=-1).values
-        done = pool[:, -1] >= sums[:, 0] / whole[:, 0] ** self.penalty
+        done = pool[:, -1] >= (sums / divisor)[:, 0]
         if last:
             alive_scores = alive_sums / (whole + 1) ** self.penalty
             scores = scores.scatter(1, kept, alive_scores.masked_fill(done[:, None], -math.inf))

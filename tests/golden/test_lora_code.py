@@ -33,6 +33,7 @@ BEAM = json.loads((GOLDEN / "beam.json").read_text())
 LAYOUT = json.loads((GOLDEN / "layout.json").read_text())
 LOSS, GRADIENT, GRADIENT_RELATIVE, PARAMETER = 1e-5, 1e-6, 1e-4, 2e-5
 PARAMETER_NO_BIAS_CORRECTION = 1e-4
+LOSS_NO_BIAS_CORRECTION = 3e-5  # of sums in other orders than the original's: measured up to 1.4e-5
 SCORE = 2e-5
 PROTOCOL = config.Protocol(name="lora", max_length=TRAIN["config"]["seq_len"])
 
@@ -151,7 +152,7 @@ def test_logits(model, expected):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("layout", [{}, {"width": 64}, {"multiple": 32}], ids=["packed", "64 wide", "multiples of 32"])
 @pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
-def test_losses(model, smoothing: float, layout: dict[str, int], padded: bool):
+def test_losses(model, smoothing: float, layout: dict[str, Any], padded: bool):
     """Whether the model takes tokens alone, or padded rows as where it is compiled, and however wide these are."""
     for b, golden in enumerate(TRAIN["expected"][f"losses_all_batches_ls{smoothing}"]):
         batch = collate(DATA, rows_of(b), max_length=64, **layout)
@@ -184,15 +185,15 @@ TRAJECTORIES: dict[str, tuple[dict[str, Any], float]] = {
 }
 
 
-def follow(model: GPT2, expected: dict[str, torch.Tensor], name: str, **options: Any) -> None:
+def follow(model: GPT2, expected: dict[str, torch.Tensor], name: str, *, loss: float = LOSS, **options: Any) -> None:
     """Train as the golden of this name did, and compare losses, parameters and the validation loss."""
     changes, tolerance = TRAJECTORIES[name]
     golden = TRAIN["expected"][name]
-    # Without bias correction the first updates amplify rounding by 10,000: there the order of the
-    # attention's sums matters (fused 1.3e-5, plain products as in the original 0.9e-5).
+    # Without bias correction the first updates amplify rounding by 10,000: there the order of the attention's sums
+    # matters, so they are plain products as in the original.
     with sdpa_kernel(SDPBackend.MATH) if name == "traj_nobiascorr" else nullcontext():
         progress = train(model, DATA, DATA, settings_of(**changes), protocol=PROTOCOL, seed=1, **options)
-    np.testing.assert_allclose(progress.losses.numpy(), golden["losses"], atol=LOSS, rtol=0)
+    np.testing.assert_allclose(progress.losses.numpy(), golden["losses"], atol=loss, rtol=0)
     for parameter, p in trained(model).items():
         final = golden_tensor(expected, f"{name}.final.", parameter, 4)
         torch.testing.assert_close(p.detach(), final, atol=tolerance, rtol=0)
@@ -200,11 +201,17 @@ def follow(model: GPT2, expected: dict[str, torch.Tensor], name: str, **options:
     assert progress.epochs[-1]["val_loss"] == pytest.approx(after, abs=LOSS)
 
 
+def as_split(name: str) -> float:
+    """The tolerance of losses where sums have another order than the original's: one trajectory amplifies it."""
+    return LOSS_NO_BIAS_CORRECTION if name == "traj_nobiascorr" else LOSS
+
+
 @pytest.mark.parametrize("name", TRAJECTORIES)
 @pytest.mark.parametrize("micro_batch", [None, 1, 2, 3])
 def test_trajectory(model, expected, name: str, micro_batch: int | None):
     """Of a step's four pairs at once, or fewer after each other."""
-    follow(model, expected, name, runtime=config.Runtime(micro_batch=micro_batch))
+    loss = as_split(name) if micro_batch else LOSS
+    follow(model, expected, name, loss=loss, runtime=config.Runtime(micro_batch=micro_batch))
 
 
 @pytest.mark.parametrize("name", TRAJECTORIES)
@@ -223,7 +230,7 @@ def test_trajectory_of_wider_batches(
 
     monkeypatch.setattr(step, "collate", wide)
     monkeypatch.setattr(step.Step, "_compiled", lambda self: self.model)
-    follow(model, expected, name, runtime=config.Runtime(compile=padded))
+    follow(model, expected, name, loss=as_split(name), runtime=config.Runtime(compile=padded))
     assert set(widths) == ({64} if "width" in layout else {32, 64})
 
 

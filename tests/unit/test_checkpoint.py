@@ -64,8 +64,8 @@ def names(folder: Path) -> set[str]:
 
 def losses_falling_to(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Validation losses of the epochs, in order, so that it is known which is best."""
-    monkeypatch.setattr(loop, "validation_loss", lambda *_, **__: next(given))
     given = iter(values)
+    monkeypatch.setattr(loop, "validation_loss", lambda *_, **__: next(given))
 
 
 @pytest.fixture(scope="module")

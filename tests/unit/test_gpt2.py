@@ -1,6 +1,7 @@
 """Our GPT-2 against `transformers`, in fp32."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -203,11 +204,11 @@ def test_dropout_is_where_gpt2_has_it():
     ours, _ = pair(sizes)
     ours.train()
     tokens = batch(sizes)
-    parts = [ours, *(part for block in ours.h for part in (block.attn, block.mlp))]
+    parts: list[Any] = [ours, *(part for block in ours.h for part in (block.attn, block.mlp))]
     for part in parts:
-        part.dropout = 0.5  # type: ignore[assignment]
+        part.dropout = 0.5
         assert not torch.equal(ours(tokens), ours(tokens)), type(part)
-        part.dropout = 0.0  # type: ignore[assignment]
+        part.dropout = 0.0
     ours.set_dropout(0.25)
     assert [part.dropout for part in parts] == [0.25] * len(parts)
 

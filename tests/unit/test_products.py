@@ -1,4 +1,4 @@
-"""Products with frozen matrices laid out for the machine: as `F.linear`, in value and gradient, and only of frozen ones."""
+"""Products with matrices laid out for the machine: as `F.linear` in value and gradient, and of frozen ones alone."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lodarepro import config
 from lodarepro.methods import attach, trained
@@ -170,7 +170,7 @@ def loss_of(net: GPT2, arithmetic: Arithmetic) -> Tensor:
         return vocabulary_loss(net, hidden, tokens[counted + 1], scale=torch.ones(9), label_smoothing=0.1)
 
 
-def matrices(net: GPT2) -> Iterator[tuple[nn.Parameter, Product | None]]:
+def matrices(net: GPT2) -> Iterator[tuple[Tensor, Product | None]]:
     """Each matrix of the model's own with the copy that is kept of it."""
     yield net.wte.weight, net.output
     for module in net.modules():

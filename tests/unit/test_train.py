@@ -382,24 +382,23 @@ def test_a_training_that_diverges_with_its_last_update_is_not_finished(tmp_path:
 
 def test_a_loss_that_is_no_number_names_step_rate_and_pairs(tmp_path: Path):
     """One pair reaches the position whose embedding is broken; what was saved before it is there."""
-    lengths = [20 if i == 7 else 5 for i in range(11)]
+    broken = order(11, seed=3)[9]  # in the first epoch's third step
+    assert broken not in order(11, seed=3)[:8]
+    lengths = [20 if i == broken else 5 for i in range(11)]
     data = Encoded.of([([1, 2, 3], [4 + i] * (n - 3)) for i, n in enumerate(lengths)])
     net, path = fresh(), tmp_path / "c.safetensors"
     with torch.no_grad():
         net.wpe.weight[15] = math.nan
-    orders = [order(11, epoch, seed=3) for epoch in range(4)]
-    steps = [rows[i : i + 4] for rows in orders for i in range(0, 12, 4)]
-    step = next(i for i, rows in enumerate(steps) if 7 in rows)
-    assert 0 < step < 3  # something was saved, and it is of the first epoch
+    settings = replace(SETTINGS, warmup_steps=4)
     with pytest.raises(RunFailed) as e:
-        train(net, data, VALID, SETTINGS, protocol=PROTOCOL, seed=3, checkpoint_path=path, runtime=EVERY_UPDATE)
-    rate = {1: "0.005", 2: "0.01"}[step]
-    pairs = ", ".join(map(str, steps[step]))
+        train(net, data, VALID, settings, protocol=PROTOCOL, seed=3, checkpoint_path=path, runtime=EVERY_UPDATE)
+    pairs = ", ".join(map(str, order(11, seed=3)[8:]))
     assert e.value.faults == (
-        f"the loss is nan at step {step} (learning rate {rate}; pairs {pairs} of the training file, counted from 0): "
+        f"the loss is nan at step 2 (learning rate 0.005; pairs {pairs} of the training file, counted from 0): "
         "training diverged; lower train.lr or set train.clip",
     )
-    assert not load_file(path)["losses"][step:].any() and (load_file(path)["losses"][:step] > 0).all()
+    losses = load_file(path)["losses"]
+    assert (losses[:2] > 0).all() and not losses[2:].any()
 
 
 @pytest.mark.parametrize(("steps", "warns"), [(12, True), (500, True), (11, False), (0, False)])
@@ -449,8 +448,6 @@ def test_steps_in_place_of_epochs(steps: int, epochs: list[int]):
     assert (progress.step, len(progress.losses)) == (steps, steps)
     assert (progress.losses > 0).all()
     assert [(e["epoch"], e["step"]) for e in progress.epochs] == list(enumerate(epochs, 1))
-    if steps == 12:
-        assert torch.equal(progress.losses, go(fresh(), replace(SETTINGS, warmup_steps=0)).losses)
 
 
 def test_as_many_steps_as_epochs_have_are_the_same_training():
@@ -525,9 +522,7 @@ def test_the_log_tells_of_epochs_and_now_and_then_of_steps(clock: list[float], l
     progress = go(fresh())
     tokens = sum(len(DATA.sequence(row)) for row in order(11, 0, seed=3))
     epochs = [m for m in log.messages if m.startswith("epoch")]
-    assert epochs == [
-        f"epoch {e['epoch']} of 4: validation loss {e['val_loss']:.4f}" for e in progress.epochs
-    ]
+    assert epochs == [f"epoch {e['epoch']} of 4: validation loss {e['val_loss']:.4f}" for e in progress.epochs]
     steps = [m for m in log.messages if m.startswith("step")]
     assert [m.partition(":")[0] for m in steps] == [
         f"step {step} of 12 (epoch {-(-step // 3)})" for step in (3, 6, 9, 12)
@@ -557,9 +552,7 @@ def test_a_bar_takes_the_place_of_lines_about_steps(
 
 
 @pytest.mark.parametrize(("rank", "show", "shown"), [(0, True, True), (1, True, False), (0, False, False)])
-def test_the_first_process_alone_shows_a_bar(
-    rank: int, show: bool, shown: bool, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_first_process_alone_shows_a_bar(rank: int, show: bool, shown: bool, monkeypatch: pytest.MonkeyPatch):
     seen: list[bool] = []
 
     class Alone(Processes):
