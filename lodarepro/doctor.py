@@ -64,8 +64,11 @@ def _machine() -> tuple[bool, str]:
 def _device() -> tuple[bool, str]:
     import torch
 
+    from lodarepro.precision import bf16_fits
+
     if not torch.cuda.is_available():
-        return False, f"no CUDA device (torch {torch.__version__}); runs use the CPU"
+        bf16 = "has bf16 instructions" if bf16_fits(torch.device("cpu")) else "has no bf16 instructions"
+        return False, f"no CUDA device (torch {torch.__version__}); runs use the CPU, which {bf16}"
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     good = max(d.total_memory for d in devices) / 2**30 >= ENOUGH_GPU_GIB
     return good, ", ".join(f"{d.name} {d.total_memory / 2**30:.0f} GiB" for d in devices)

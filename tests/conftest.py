@@ -49,11 +49,13 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the package logs, from INFO on; commands run before may have kept it from others."""
-    logger = logging.getLogger("lodarepro")
+    """What the package logs, and it alone, from INFO on; commands run before may have kept it from others."""
+    logger, own = logging.getLogger("lodarepro"), logging.Filter("lodarepro")
     before, logger.propagate = logger.propagate, True
+    caplog.handler.addFilter(own)
     with caplog.at_level(logging.INFO, logger="lodarepro"):
         yield caplog
+    caplog.handler.removeFilter(own)
     logger.propagate = before
 
 

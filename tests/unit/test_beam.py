@@ -166,6 +166,18 @@ def test_the_search_finds_what_a_plain_search_finds(seed: int, plain, monkeypatc
     assert sum(rows) <= sum(other.rows for other in expected)
 
 
+@pytest.mark.parametrize(("seed", "spread"), [(56, 1.2), (71, 1.2), (75, 0.7), (94, 0.7), (223, 0.4), (240, 0.4)])
+def test_below_0_a_penalty_multiplies_by_the_length_and_a_sum_is_its_own_bound(seed: int, spread: float):
+    """Cases where the best is found late, by a beam that a bound at the last step's length would have given up."""
+    case, model = random_case(seed), random_model(seed, spread)
+    settings = replace(case.settings, length_penalty=-0.5, max_new_tokens=12, beam=max(2, case.settings.beam))
+    expected = plain_search(copy.deepcopy(model).double(), case.prompts[0], settings, case.banned)
+    assert expected.margin > MARGIN
+    (found,) = search(model, case.prompts[:1], settings, end_ids=ENDS, banned_ids=case.banned)
+    assert (found.tokens, found.finished) == (expected.tokens, expected.finished)
+    assert found.score == pytest.approx(expected.score, abs=2e-5, rel=1e-5)
+
+
 def test_the_random_cases_are_cases(plain):
     """Nearly all are decided by more than rounding, many hypotheses end by themselves, and every choice matters."""
     cases = [plain(seed) for seed in SEEDS]
