@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from lodarepro import config, records
+from lodarepro.cli import main
 from lodarepro.data.tokenise import Encoded
 from lodarepro.distributed import ALONE, Processes, joined
 from lodarepro.errors import Stopped
@@ -95,6 +96,7 @@ def work(folder: Path) -> None:
         # Each process draws masks of its own, and has its generator again where it goes on.
         settings, method = dataclasses.replace(SETTINGS, model_dropout=0.1), config.Lora(rank=2, dropout=0.1)
         note(folder, DROPOUT, processes.rank, *go(settings, method, processes))
+        (folder / f"seed-{processes.rank}.txt").write_text(str(torch.initial_seed()))
         path, asked = folder / "d.safetensors", iter(range(1, 100))
         try:
             go(
@@ -196,6 +198,10 @@ def test_a_signal_to_one_of_them_stops_both_at_one_step(found: Path):
     compare(actual, settings, method)
 
 
+def test_each_process_draws_masks_of_its_own(found: Path):
+    assert (found / "seed-0.txt").read_text() != (found / "seed-1.txt").read_text()
+
+
 def test_dropout_goes_on_as_it_was_in_each_process(found: Path):
     whole, resumed = of_ranks(found, DROPOUT), of_ranks(found, f"{DROPOUT}, resumed")
     assert resumed[1]["starts"] == [0, 4]
@@ -228,7 +234,7 @@ def wait_for(true: Callable[[], Any], process: subprocess.Popen[str], seconds: f
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_stops_goes_on_and_leaves_one_record(
-    settings: list[str], tmp_path: Path, torchrun, command
+    settings: list[str], tmp_path: Path, torchrun, capsys: pytest.CaptureFixture[str]
 ):
     root = tmp_path / "two"
     cell = ["-m", "lodarepro.cli", "run", *settings, *LONG, f"results.root={root}"]
@@ -243,16 +249,14 @@ def test_a_run_of_two_processes_stops_goes_on_and_leaves_one_record(
     assert (folder / "checkpoint.safetensors").exists()
 
     # One process alone can't go on with the random numbers of two.
-    other = command("run", *settings, *LONG, f"results.root={root}")
-    _, error = other.communicate(timeout=60)
-    assert other.returncode == 2 and "was written by 2 processes" in error
+    assert main(["run", *settings, *LONG, f"results.root={root}"]) == 2
+    assert "was written by 2 processes" in capsys.readouterr().err
 
     process = torchrun(*cell)
-    alone = command("run", *settings, *LONG, f"results.root={tmp_path / 'alone'}")
+    assert main(["run", *settings, *LONG, f"results.root={tmp_path / 'alone'}"]) == 0
+    output = capsys.readouterr().out
     printed, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
-    output, error = alone.communicate(timeout=200)
-    assert alone.returncode == 0, error
     (whole,) = (tmp_path / "alone" / "runs").iterdir()
     assert [path.name for path in (root / "runs").iterdir()] == [whole.name]
     record, expected = records.finished(folder), records.finished(whole)

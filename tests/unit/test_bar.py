@@ -53,7 +53,7 @@ def test_the_log_goes_above_the_bar(monkeypatch: pytest.MonkeyPatch):
     screen = terminal(monkeypatch)
     log_to_stderr()
     with bar("training", 12, shown=True):
-        assert sys.stderr is not screen
+        assert sys.stderr is not screen and streams() == [sys.stderr]
         logger.info("epoch 1 of 4")
     logger.info("after it")
     text = screen.getvalue()

@@ -82,7 +82,7 @@ def finished(base: Path, tmp_path: Path) -> Finished:
         save_adapter(model, path, method=run.method, base=run.model.name, base_sha256=found.sha256)
         checksums = {"model": found.sha256, "tokenizer": found.tokenizer_sha256}
         described: dict[str, Any] = {"config": compose.plain(run), "identity": compose.identity(run, checksums)}
-        empty: dict[str, Any] = {"provenance": {}, "parameters": {}, "training": {}, "evaluations": ()}
+        empty: dict[str, Any] = {"provenance": {}, "parameters": {}, "training": {"epochs": [{}]}, "evaluations": ()}
         records.write(folder, records.Record(id=ID, **described, **empty))
         return folder, model.eval()
 
