@@ -123,6 +123,10 @@ def _command(arguments: list[str]) -> int:
     try:
         if arguments[0] not in commands:
             raise BadInput(f"'{arguments[0]}': no such command{nearest(arguments[0], commands)}")
+        if arguments[0] != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise BadInput(
+                f"torchrun's processes share one run; give it lodarepro run, or leave it out for {arguments[0]}"
+            )
         return commands[arguments[0]](arguments[1:])
     except LodareproError as e:
         for fault in e.faults:

@@ -456,8 +456,12 @@ def _combined_faults(run: config.Run) -> list[str]:
         )
     numbers = [int(name.removeprefix("epoch-")) for name in run.train.keep if name.startswith("epoch-")]
     if run.train.max_steps is None and max(numbers, default=0) > run.train.epochs:
-        faults.append(f"train.keep: there is no epoch-{max(numbers)} in a training of {run.train.epochs} epochs")
-    if run.decode.beam > run.model.vocab_size:
+        faults.append(
+            f"train.keep: there is no epoch-{max(numbers)} in a training of {run.train.epochs} epochs; give "
+            "train.keep=[best,last]"
+        )
+    candidates = run.decode.beam * (1 if run.decode.search == "lora" else 2)
+    if candidates > run.model.vocab_size:
         faults.append(f"decode.beam={run.decode.beam} exceeds the vocabulary of {run.model.vocab_size}")
     return faults
 
@@ -526,6 +530,7 @@ def identity(run: config.Run, checksums: Mapping[str, str]) -> dict[str, Any]:
         del described[name]
     if run.method_file is None:
         del described["method_file"]  # other runs keep the ids that they had before there were such files
+    described["train"]["keep"].sort()  # in whichever order they were named
     for section in NOT_IDENTITY.keys() & described.keys():
         for place in NOT_IDENTITY[section]:
             del described[section][place]

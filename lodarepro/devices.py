@@ -75,6 +75,8 @@ def taken(
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     if (rank := local_rank()) is not None:  # torchrun gives each process one
+        if ":" in wanted:
+            raise BadInput(f"runtime.device={wanted}: torchrun gives each process a device of its own; give cuda")
         torch.cuda.set_device(rank)
         yield torch.device("cuda", rank)
         return

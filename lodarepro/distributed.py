@@ -7,6 +7,7 @@ that no process goes on alone.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from lodarepro.errors import BadInput, Stopped
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Processes:
         if self.size == 1:
             return
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         for t, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             t.copy_(summed.view_as(t))
 
@@ -63,7 +67,8 @@ class Processes:
         if self.size == 1:
             return [item]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, item)
+        with _together():
+            dist.all_gather_object(found, item)
         return found
 
     def told(self, item: Any = None) -> Any:
@@ -71,16 +76,34 @@ class Processes:
         if self.size == 1:
             return item
         said = [item]
-        dist.broadcast_object_list(said, src=0)
+        with _together():
+            dist.broadcast_object_list(said, src=0)
         return said[0]
 
 
 ALONE = Processes()
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """What all processes do at once; the others' end is one line."""
+    try:
+        yield
+    except RuntimeError:  # of whichever engine it is
+        raise Stopped("another process of this run has ended; the same command continues", signal.SIGTERM) from None
+
+
 def local_rank() -> int | None:
-    """Which of the processes on this machine this is, if `torchrun` started it with others."""
-    return int(os.environ["LOCAL_RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    """Which of the processes on this machine this is, if `torchrun` started it with others.
+
+    Raises:
+        BadInput: the environment says that there are others, but not which this is.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    if "LOCAL_RANK" not in os.environ:
+        raise BadInput("WORLD_SIZE is set and LOCAL_RANK is not; start with torchrun, or unset WORLD_SIZE")
+    return int(os.environ["LOCAL_RANK"])
 
 
 @contextmanager
@@ -89,12 +112,17 @@ def joined(backend: str) -> Iterator[Processes]:
 
     Args:
         backend: `gloo` for CPUs, `nccl` for GPUs.
+
+    Raises:
+        BadInput: there are fewer GPUs than processes here.
     """
-    if local_rank() is None:
+    if (rank := local_rank()) is None:
         yield ALONE
         return
     if backend == "nccl":
-        torch.cuda.set_device(local_rank())
+        if rank >= (found := torch.cuda.device_count()):
+            raise BadInput(f"torchrun: torch sees {found} CUDA devices here; give --nproc-per-node {found} or less")
+        torch.cuda.set_device(rank)
     dist.init_process_group(backend)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())

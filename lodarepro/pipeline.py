@@ -11,7 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,36 +123,53 @@ def _execute(run: config.Run, doing: _Doing, *, retry: bool) -> tuple[Path, Reco
     folder = Path(run.results.root).expanduser() / records.RUNS / name
     if not doing.processes.main:
         return folder, *_followed(run, folder, inputs, doing)
-    if (record := records.read(folder)) is not None:
-        logger.info("%s is finished already", name)
-        doing.processes.told(False)
-        return folder, record, True
-    folder.mkdir(parents=True, exist_ok=True)
-    with records.locked(folder):
-        if (record := records.read(folder)) is not None:  # finished by another process meanwhile
-            doing.processes.told(False)
-            return folder, record, True
-        if not retry and (failure := records.read_failure(folder)) is not None:
-            raise RunFailed(f"{fault} (it failed before: runtime.retry=true tries again)" for fault in failure.faults)
-        (folder / records.FAILURE).unlink(missing_ok=True)
-        device_held = devices.taken(run.runtime.device, stop_signal=doing.signals.asked)
-        identity = compose.identity(run, checksums)
-        with _failure_noted(folder, run, identity, doing.signals), device_held as device:
-            doing.processes.told(True)
+    with ExitStack() as held:
+        try:
+            device = _taken(run, folder, held, doing, retry=retry)
+        except BaseException:
+            doing.processes.told(_ENDED)
+            raise
+        doing.processes.told(_FOUND if device is None else _BEGUN)
+        if device is None:
+            logger.info("%s is finished already", name)
+            Checkpoints(folder / CHECKPOINT, ()).remove()  # which a process left that was killed at the very end
+            return folder, records.finished(folder), True
+        with _failure_noted(folder, run, compose.identity(run, checksums), doing.signals):
             record = _recorded(run, folder, device, inputs, doing)
-            doing.processes.told(True)
+            doing.processes.told(_BEGUN)
     return folder, record, False
+
+
+_FOUND, _BEGUN, _ENDED = "found", "begun", "ended"
+"""what the first of several processes tells the others: the run is finished, to work on, or not to be had"""
+
+
+def _taken(run: config.Run, folder: Path, held: ExitStack, doing: _Doing, *, retry: bool) -> torch.device | None:
+    """Hold a run and a device for it; None where the run is finished."""
+    if records.read(folder) is not None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(records.locked(folder))
+    if records.read(folder) is not None:  # finished by another process meanwhile
+        return None
+    if not retry and (failure := records.read_failure(folder)) is not None:
+        raise RunFailed(f"{fault} (it failed before: runtime.retry=true tries again)" for fault in failure.faults)
+    (folder / records.FAILURE).unlink(missing_ok=True)
+    return held.enter_context(devices.taken(run.runtime.device, stop_signal=doing.signals.asked))
 
 
 def _followed(run: config.Run, folder: Path, inputs: _Inputs, doing: _Doing) -> tuple[Record, bool]:
     """Work on a run whose folder and record are the first process's."""
     logging.getLogger("lodarepro").setLevel(logging.ERROR)  # the first says what there is to say
-    if doing.processes.told():
-        with devices.taken(run.runtime.device) as device:
-            _evaluated(run, folder, device, inputs, doing)
-            doing.processes.told()
-            return records.finished(folder), False
-    return records.finished(folder), True
+    word = doing.processes.told()
+    if word == _ENDED:
+        raise RunFailed("the first process ended before the run began")
+    if word == _FOUND:
+        return records.finished(folder), True
+    with devices.taken(run.runtime.device) as device:
+        _evaluated(run, folder, device, inputs, doing)
+        doing.processes.told()
+    return records.finished(folder), False
 
 
 @contextmanager
@@ -297,8 +314,9 @@ def _recorded(run: config.Run, folder: Path, device: torch.device, inputs: _Inpu
     evaluations: list[Evaluation] = []
     for state in done.kept:
         records.write_decoded(folder / state.hypotheses, state.decoded)
-        found = _evaluations(run, state.decoded, state.hypotheses, val_loss=state.epoch["val_loss"])
-        evaluations += [replace(e, checkpoint=name) for name in state.names for e in found]
+        evaluations += _evaluations(
+            run, state.decoded, state.hypotheses, checkpoints=state.names, val_loss=state.epoch["val_loss"]
+        )
     score_seconds = time.monotonic() - began
     record = Record(
         id=folder.name,
@@ -357,7 +375,8 @@ def redecode(folder: Path, overrides: Sequence[str], *, show_bar: bool = False) 
     with _stop_signals() as signals, records.disk_faults(folder), records.locked(folder):
         record = records.finished(folder)
         states = record.checkpoints
-        same = {e.checkpoint: e.hypotheses for e in record.evaluations if e.decode == described}
+        defaults = compose.plain_defaults("decode")  # of settings that came later than the record
+        same = {e.checkpoint: e.hypotheses for e in record.evaluations if {**defaults, **e.decode} == described}
         if same.keys() >= states.keys() and all(_readable(folder / file) for file in same.values()):
             logger.info("%s has evaluations with these settings already", record.id)
             return record
@@ -381,8 +400,7 @@ def redecode(folder: Path, overrides: Sequence[str], *, show_bar: bool = False) 
             with devices.taken(run.runtime.device, stop_signal=signals.asked) as device:
                 doing = _Doing(signals, distributed.ALONE, show_bar)
                 decoded = _decoded(run, model.to(device).eval(), tokenizer, test, doing)
-            found = _evaluations(run, decoded, file, val_loss=states[names[0]]["val_loss"])
-            added += [replace(e, checkpoint=name) for name in names for e in found]
+            added += _evaluations(run, decoded, file, checkpoints=names, val_loss=states[names[0]]["val_loss"])
             records.write_decoded(folder / file, decoded)
         files = {e.hypotheses for e in added}
         kept = (e for e in record.evaluations if e.hypotheses not in files)
@@ -524,12 +542,15 @@ def _write_steps(folder: Path, progress: Progress, settings: config.Train) -> No
     records.write_steps(folder / records.STEPS, rates, progress.losses.tolist())
 
 
-def _evaluations(run: config.Run, decoded: Sequence[Decoded], file: str, *, val_loss: float) -> tuple[Evaluation, ...]:
+def _evaluations(
+    run: config.Run, decoded: Sequence[Decoded], file: str, *, checkpoints: Sequence[str], val_loss: float
+) -> list[Evaluation]:
+    """One for each checkpoint that the same texts are of, and each subset."""
     found = measured(decoded, run.dataset.suite).scores()
     described = compose.plain(run)
-    return tuple(
+    return [
         Evaluation(
-            checkpoint="last",
+            checkpoint=checkpoint,
             decode=described["decode"],
             split="test",
             subset=subset,
@@ -538,8 +559,9 @@ def _evaluations(run: config.Run, decoded: Sequence[Decoded], file: str, *, val_
             scores=scores,
             val_loss=val_loss,
         )
+        for checkpoint in checkpoints
         for subset, segments, scores in [
             ("all", found.segments, found.scores),
             *((label, found.subset_segments[label], scores) for label, scores in found.subsets.items()),
         ]
-    )
+    ]

@@ -507,7 +507,7 @@ def report(planned: Sequence[Planned]) -> str:
         "scoring; memory at fp32."
     )
     if not all(cell.fits for cell in planned):
-        lines.append("(!) more than the device has: give a larger one, or train.batch_size and train.accumulate.")
+        lines.append("(!) more than the device has: a step is then split (runtime.micro_batch), or give a larger one.")
     return "\n".join([markdown(rows), "", *lines])
 
 

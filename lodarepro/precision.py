@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 
@@ -20,7 +21,7 @@ class Arithmetic:
         # Of matrix products on GPUs; stated for every run, as it is torch's global setting.
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         if precision == "bf16" and not bf16_fits(device):
-            logger.warning("%s has no bf16 instructions: bf16 will be slower than fp32 here", device)
+            _warn(device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -30,6 +31,11 @@ class Arithmetic:
     def __call__(self) -> AbstractContextManager[object]:
         """The context."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
+@cache
+def _warn(device: torch.device) -> None:
+    logger.warning("%s has no bf16 instructions: bf16 will be slower than fp32 here", device)
 
 
 def bf16_fits(device: torch.device) -> bool:

@@ -4,7 +4,8 @@ Layout of a run's folder (results/README.md says what is promised):
 
     record.json              everything below, written last and atomically
     failure.json             in its place where the run failed: why
-    adapter.safetensors      what was trained, with its base model's name and hash
+    adapter.safetensors      what was trained, at the last epoch, with its base model's name and hash
+    adapter-<name>.safetensors  the same of `best` and `epoch-N`, where they are not the last
     evaluations/<name>.jsonl one segment a line: context, references, hypothesis, subset, log score
     steps.csv                step, learning rate and loss of every training step
 """

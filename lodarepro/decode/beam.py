@@ -87,7 +87,8 @@ def search(
     running = torch.zeros(P, 1, device=device)  # (P, 1) at first, then (P, K): sums of log-probabilities
 
     for length in range(1, S + 1):
-        logits = model.logits(hidden).float()  # (R, V)
+        with torch.autocast(device.type, enabled=False):
+            logits = model.logits(hidden.float())  # (R, V)
         before = logits.logsumexp(dim=-1, keepdim=True) if not choose.renormalised else None
         block_ngrams(logits, generated.flatten(0, 1)[rows], settings.no_repeat_ngram)
         if settings.min_length:

@@ -59,7 +59,8 @@ def job(composed: Any) -> None:
         if sweep:
             write_status(folder, status)
     ended_here.append(status)
-    if status.state == "stopped" and here:
+    # A time limit is that of one run, after which a sweep goes on.
+    if status.state == "stopped" and here and status.exit_code != 128 + signal.SIGALRM:
         raise SystemExit(status.exit_code)
 
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from lodarepro.model.products import Product
 
@@ -44,6 +46,28 @@ class Sizes:
     n_positions: int
 
 
+class _Taken(Function):
+    """Rows at places, each of which is named once, so that the gradient is a copy and not a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.rows = x.shape[0]
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (grad,) = grads
+        (places,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.rows, grad.shape[1]).index_copy_(0, places, grad), None
+
+
+def take(x: Tensor, places: Tensor) -> Tensor:
+    """The rows of x (N, w) at places (M,), each named once: (M, w)."""
+    taken: Tensor = _Taken.apply(x, places)
+    return taken
+
+
 @dataclass(frozen=True)
 class Packing:
     """Where the tokens of a packed batch stand: only attention sees rows, all else runs on the N tokens alone.
@@ -65,7 +89,7 @@ class Packing:
 
     def unpad(self, x: Tensor) -> Tensor:
         """Padded (B, T, w) to packed (N, w)."""
-        return x.flatten(0, 1).index_select(0, self.slots)
+        return take(x.flatten(0, 1), self.slots)
 
 
 class Dense(nn.Module):
@@ -182,7 +206,7 @@ class Attention(nn.Module):
         if packing is not None:
             y = packing.unpad(y)
         if keep is not None:
-            y = y.flatten(0, -2).index_select(0, keep)
+            y = take(y.flatten(0, -2), keep)
         return F.dropout(self.c_proj(y), p)
 
 
@@ -234,7 +258,7 @@ class Block(nn.Module):
         """Map x (B, T, d), or (N, d) if packed, to the same shape, or to (M, d) of the M tokens to `keep`."""
         a = self.attn(self.ln_1(x), packing=packing, cache=cache, keep=keep)
         if keep is not None:
-            x = x.flatten(0, -2).index_select(0, keep)
+            x = take(x.flatten(0, -2), keep)
         x = x + (a if self.after_attn is None else self.after_attn(a))
         m = self.mlp(self.ln_2(x))
         x = x + (m if self.after_mlp is None else self.after_mlp(m))

@@ -56,7 +56,7 @@ class Progress:
         """The entry of `epochs` that `last`, `best` or `epoch-N` means; of equal losses the first is best."""
         if name == "best":
             return min(self.epochs, key=lambda e: e["val_loss"])
-        if name == "last":
+        if name == "last" or self.epochs[-1]["epoch"] == 0:  # nothing trains: every epoch is the same
             return self.epochs[-1]
         return next(e for e in self.epochs if f"epoch-{e['epoch']}" == name)
 
@@ -144,6 +144,8 @@ class Checkpoints:
             _check_fits(path, model, tensors, described, processes)
             _restore(model, optimizer, tensors, rank=rank)
             self._needed = [progress.needed(self.keep)]
+            if path != self.path and rank == 0:
+                self.path.unlink(missing_ok=True)  # or the next one would take the good one's place by the damaged
             return progress
         if found:
             logger.warning("no checkpoint can be used: training starts over")
@@ -213,7 +215,7 @@ def _progress(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> Pr
 def _check_fits(
     path: Path, model: GPT2, tensors: Mapping[str, Tensor], described: Mapping[str, Any], processes: int
 ) -> None:
-    delete = f"delete {path} to train from the start"
+    delete = f"delete {path.parent} to train from the start"
     held = {name: t.shape for name, t in tensors.items() if name.startswith("param.")}
     if held != {f"param.{name}": p.shape for name, p in trained(model).items()}:
         raise BadInput(f"checkpoint {path} is that of another model or method; {delete}")
@@ -239,9 +241,9 @@ def _restore(model: GPT2, optimizer: Optimizer, tensors: Mapping[str, Tensor], *
     with torch.no_grad():
         for name, p in trained(model).items():
             p.copy_(tensors[f"param.{name}"])
-            # The original rule's step counts are integers and stay on the CPU.
+            # The original rule counts its updates in integers.
             optimizer.state[p] = {
-                entry: t.to(p.device) if t.is_floating_point() else t for entry, t in states.get(name, {}).items()
+                entry: t.to(p.device) if t.is_floating_point() else int(t) for entry, t in states.get(name, {}).items()
             }
     device = model.wte.weight.device
     if device.type == "cuda":

@@ -66,6 +66,11 @@ def validation_loss(
         counts[rows] = batch.mask.sum(1).float()
     processes.sum([sums, counts])
     model.train(was_training)
+    if not counts.any():
+        raise BadInput(
+            f"protocol.max_length={protocol.max_length}: no token of a completion is left in the validation split; "
+            "give a greater one"
+        )
     size = settings.valid_batch_size
     order = torch.from_numpy(
         epoch_order(len(data), 0, batch_size=size, seed=0, shuffle=False, fill=settings.fill_last_batch)
@@ -163,7 +168,8 @@ def train(
     began = saved = logged = time.monotonic()
     looked = progress.step
     spent_before = progress.seconds
-    due = False
+    due = stop = False
+    number: int | None = None
 
     with bar("training", total, done=progress.step, shown=show_bar and processes.main) as tick:
         for epoch in range(progress.step // an_epoch, -(-total // an_epoch)):
@@ -186,12 +192,13 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
 
                 epoch_ends = i + 1 == an_epoch or progress.step == total
-                if progress.step % look_every and not epoch_ends:
+                if progress.step % look_every and not epoch_ends and not (whole_update and (due or stop)):
                     continue
                 now = time.monotonic()
-                number = signal.SIGALRM if _over(settings.time_limit, now - began) else stop_signal()
+                number = number or (signal.SIGALRM if _over(settings.time_limit, now - began) else stop_signal())
                 asked = torch.tensor([number is not None, now - saved > 60 * runtime.checkpoint_minutes], device=device)
-                stop, old = processes.agree(progress.losses[looked : progress.step], asked)
+                asked_now, old = processes.agree(progress.losses[looked : progress.step], asked)
+                stop = stop or asked_now
                 looked = progress.step
                 _check_losses(progress, len(data), settings, seed)
                 if tick is not None or now - logged > LOG_SECONDS:
@@ -241,6 +248,17 @@ def _over(limit: float | None, seconds: float) -> bool:
 
 def _check(settings: config.Train, an_epoch: int, total: int) -> None:
     """Settings whose fault shows when the data are there."""
+    if settings.accumulate > total:
+        raise BadInput(
+            f"train.accumulate={settings.accumulate}: {total} steps would make no update; give {total} or less"
+        )
+    if left := total % settings.accumulate:
+        logger.warning(
+            "%d steps are no multiple of train.accumulate=%d: the last %d make no update",
+            total,
+            settings.accumulate,
+            left,
+        )
     if settings.warmup_steps >= total:
         logger.warning(
             "warm-up (%d steps) outlasts the training (%d steps): the peak learning rate is never reached; "

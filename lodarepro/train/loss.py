@@ -39,7 +39,7 @@ class _VocabularyLoss(Function):
             grad = log_p.exp_()  # softmax; of the smoothed loss it is softmax - e / V, less 1 - e at t
             if smoothing:
                 grad.sub_(smoothing / vocabulary)
-            grad.scatter_add_(1, t, s.new_full(t.shape, smoothing - 1))
+            grad.scatter_(1, t, grad.gather(1, t) - (1 - smoothing))
             if grad_hidden is not None:
                 grad_hidden[part] = output.times_transposed(grad) * s  # fewer numbers to scale than the logits'
             if grad_weight is not None:

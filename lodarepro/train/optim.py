@@ -61,37 +61,38 @@ class LoraAdamW(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
+            of_age: dict[int, list[Tensor]] = {}  # updates to parameters that have had as many
             for p in params:
                 if not self.state[p]:
-                    self.state[p] = {
-                        "step": torch.zeros((), dtype=torch.int64),
-                        "exp_avg": torch.zeros_like(p),
-                        "exp_avg_sq": torch.zeros_like(p),
-                    }
-            first = self.state[params[0]]
-            first["step"] += 1  # of all in the group: the first has the count
-            b1, b2 = group["betas"]
-            k = int(first["step"])
-            size = group["lr"]
-            if group["bias_correction"]:
-                size *= (1 - b2**k) ** 0.5 / (1 - b1**k)
-            decay = group["lr"] * group["weight_decay"]
-            size *= 1 - decay
-            torch._fused_adamw_(
-                params,
-                [p.grad for p in params],
-                [self.state[p]["exp_avg"] for p in params],
-                [self.state[p]["exp_avg_sq"] for p in params],
-                [],
-                [torch.full((), LATE, device=params[0].device)] * len(params),
-                lr=size,
-                beta1=b1,
-                beta2=b2,
-                weight_decay=decay / size if size else 0.0,
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+                    self.state[p] = {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                self.state[p]["step"] += 1
+                of_age.setdefault(self.state[p]["step"], []).append(p)
+            for k, alike in of_age.items():
+                self._update(alike, k, group)
+
+    def _update(self, params: list[Tensor], k: int, group: dict[str, Any]) -> None:
+        """Update k of these parameters."""
+        b1, b2 = group["betas"]
+        size = group["lr"]
+        if group["bias_correction"]:
+            size *= (1 - b2**k) ** 0.5 / (1 - b1**k)
+        decay = group["lr"] * group["weight_decay"]
+        size *= 1 - decay
+        torch._fused_adamw_(
+            params,
+            [p.grad for p in params if p.grad is not None],  # all have one
+            [self.state[p]["exp_avg"] for p in params],
+            [self.state[p]["exp_avg_sq"] for p in params],
+            [],
+            [torch.full((), LATE, device=params[0].device)] * len(params),
+            lr=size,
+            beta1=b1,
+            beta2=b2,
+            weight_decay=decay / size if size else 0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 def make_optimizer(groups: list[dict[str, Any]], settings: config.Train) -> Optimizer:

@@ -19,7 +19,7 @@ from lodarepro.distributed import ALONE, Processes
 from lodarepro.errors import RunFailed
 from lodarepro.methods import trained
 from lodarepro.model import GPT2
-from lodarepro.model.gpt2 import Packing
+from lodarepro.model.gpt2 import Packing, take
 from lodarepro.precision import Arithmetic
 from lodarepro.train.loss import vocabulary_loss
 
@@ -43,7 +43,7 @@ def counted_states(model: GPT2, batch: Batch, forward: Forward | None = None) ->
     counted = batch.slots[batch.counted]
     targets = batch.targets.flatten()[counted]
     if forward is not None:
-        return forward(batch.inputs).flatten(0, 1)[counted], targets
+        return take(forward(batch.inputs).flatten(0, 1), counted), targets
     packing = Packing(batch.slots, batch.rows, batch.width)
     return model(batch.inputs.flatten()[batch.slots], packing=packing, keep=batch.counted), targets
 
@@ -142,9 +142,20 @@ class Step:
             logger.warning("out of memory: going on with %d pairs at once, to the same update", self.micro_batch)
             if self.arithmetic.device.type == "cuda":
                 torch.cuda.empty_cache()
+        taken: set[int] = set()
         for p, gradient in zip(self.parameters, gradients, strict=True):
-            if gradient is not None:
-                p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+            if gradient is None:
+                continue
+            if p.grad is not None:
+                p.grad.add_(gradient)
+                continue
+            # As a parameter's own: the optimizer's kernel reads both as they lie in memory, and what adds to one
+            # must not add to another.
+            memory = gradient.untyped_storage().data_ptr()
+            if gradient.stride() != p.stride() or memory in taken:
+                gradient = torch.empty_like(p).copy_(gradient)
+            taken.add(memory)
+            p.grad = gradient
         return loss
 
     def _passes(self, rows: Sequence[int]) -> tuple[Tensor, list[Tensor | None]]:
