@@ -38,8 +38,10 @@ def bar(what: str, total: int, *, done: int = 0, shown: bool) -> Iterator[Tick |
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
-        log_to_stderr()  # which goes above the bar while it is there
-        task = progress.add_task(what, total=total, completed=done, note="")
-        yield lambda done, note: progress.update(task, completed=done, note=note)
-    log_to_stderr()
+    try:
+        with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
+            log_to_stderr()  # which goes above the bar while it is there
+            task = progress.add_task(what, total=total, completed=done, note="")
+            yield lambda done, note: progress.update(task, completed=done, note=note)
+    finally:
+        log_to_stderr()

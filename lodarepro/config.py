@@ -254,7 +254,7 @@ class Runtime:
     threads: Positive | None = None
     """CPU threads of torch; None: one for a tiny model (d <= 256), else torch's choice"""
     micro_batch: Positive | None = None
-    """pairs that go through the model at once, to the same update; None: a step's, and fewer where a GPU's memory ends"""
+    """pairs that go through the model at once, to one update; None: a step's, and fewer where a GPU's memory ends"""
     decode_batch: Positive | None = None
     """prompts searched at once; None: 16 on a CPU, 64 on a GPU, and fewer where its memory ends"""
     compile: bool = False

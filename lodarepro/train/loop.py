@@ -9,7 +9,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,6 @@ def validation_loss(
         counts[rows] = batch.mask.sum(1).float()
     processes.sum([sums, counts])
     model.train(was_training)
-    if not counts.any():
-        raise BadInput(
-            f"protocol.max_length={protocol.max_length}: no token of a completion is left in the validation split; "
-            "give a greater one"
-        )
     size = settings.valid_batch_size
     order = torch.from_numpy(
         epoch_order(len(data), 0, batch_size=size, seed=0, shuffle=False, fill=settings.fill_last_batch)
@@ -133,6 +128,7 @@ def train(
     runtime = runtime or config.Runtime()
     device = model.wte.weight.device
     arithmetic = Arithmetic(settings.precision, device)
+    _check_lengths({"training": data, "validation": valid}, protocol)
     parameters = list(trained(model).values())
     if not parameters:
         return _untrained(model, valid, settings, protocol=protocol, stretch=stretch, processes=processes)
@@ -244,6 +240,17 @@ def _order(n: int, epoch: int, settings: config.Train, seed: int) -> npt.NDArray
 
 def _over(limit: float | None, seconds: float) -> bool:
     return limit is not None and seconds > 60 * limit
+
+
+def _check_lengths(splits: Mapping[str, Encoded], protocol: config.Protocol) -> None:
+    """End where sequences are cut before anything counts."""
+    for name, data in splits.items():
+        lengths = np.minimum(data.starts[1:] - data.starts[:-1], protocol.max_length)
+        if not (lengths > (data.contexts if protocol.loss_on == "completion" else 1)).any():
+            raise BadInput(
+                f"protocol.max_length={protocol.max_length}: no token of the {name} split would count in the loss; "
+                "give a greater one"
+            )
 
 
 def _check(settings: config.Train, an_epoch: int, total: int) -> None:

@@ -484,7 +484,7 @@ def test_a_checkpoint_whose_random_numbers_are_others(stopped: Path, key: str, v
     module._write(path, tensors, {**described, key: value})
     with pytest.raises(BadInput) as e:
         go(fresh(), stopped)
-    assert e.value.faults == (f"checkpoint {path} {fault}delete {path} to train from the start",)
+    assert e.value.faults == (f"checkpoint {path} {fault}delete {path.parent} to train from the start",)
 
 
 def test_each_process_has_the_generator_that_it_had(tmp_path: Path):

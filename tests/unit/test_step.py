@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lodarepro.config import Ft, Lora, Protocol, Runtime, Train
 from lodarepro.data.batch import Batch
 from lodarepro.data.tokenise import Encoded
 from lodarepro.distributed import Processes
 from lodarepro.errors import RunFailed
-from lodarepro.methods import attach, trained
+from lodarepro.methods import attach, one_group, trained
 from lodarepro.model import GPT2, Sizes
 from lodarepro.precision import Arithmetic
 from lodarepro.train import step as module
 from lodarepro.train.loop import train
+from lodarepro.train.optim import make_optimizer
 from lodarepro.train.step import Step, batch_loss
 
 SIZES = Sizes(n_layer=2, n_head=2, n_embd=32, vocab_size=40, n_positions=64)
@@ -440,3 +441,60 @@ def test_the_precision_of_matrix_products_is_stated_for_every_run(precision: Any
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+# gradients that autograd gives in other shapes of memory ------------------------------------------
+
+
+class Transposed(nn.Module):
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.P = nn.Parameter(torch.zeros(d, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.P.t() * torch.tensor([0.1, 0.5, 2.0])[:, None]).sum(0)
+
+
+class OneGradientOfTwo(nn.Module):
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.zeros(d)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.a + self.b)
+
+
+class Expanded(nn.Module):
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.P = nn.Parameter(torch.zeros(5, d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.P.sum(0)
+
+
+@pytest.mark.parametrize("module_type", [Transposed, OneGradientOfTwo, Expanded])
+@pytest.mark.parametrize(("accumulate", "clip"), [(1, None), (2, None), (1, 1e-3)])
+def test_an_update_is_that_of_autograds_own_accumulation(module_type: Any, accumulate: int, clip: float | None):
+    updated = []
+    for own in (True, False):
+        net = GPT2(SIZES)
+        net.initialise(torch.Generator().manual_seed(0))
+        net.requires_grad_(False)
+        net.h[0].after_mlp = module_type(SIZES.n_embd)
+        settings = replace(SETTINGS, accumulate=accumulate)
+        step = step_of(net, settings)
+        for _ in range(accumulate):
+            if own:
+                step(ROWS)
+            else:
+                batch = module.collate(DATA, ROWS, max_length=PROTOCOL.max_length)
+                (batch_loss(net, batch, label_smoothing=0.1) / accumulate).backward()
+        parameters = list(trained(net).values())
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer = make_optimizer(one_group(net), settings)
+        optimizer.step()
+        updated.append(torch.cat([p.detach().flatten() for p in parameters]))
+    assert updated[1].abs().max() > 1e-3
+    torch.testing.assert_close(updated[0], updated[1], atol=1e-5, rtol=0)

@@ -351,7 +351,7 @@ def test_a_checkpoint_of_another_training(tmp_path: Path):
         with pytest.raises(BadInput) as e:
             go(fresh(other), checkpoint_path=path)
         assert e.value.faults == (
-            f"checkpoint {path} is that of another model or method; delete {path} to train from the start",
+            f"checkpoint {path} is that of another model or method; delete {path.parent} to train from the start",
         )
 
 
