@@ -15,7 +15,7 @@ from lodarepro.config import Decode
 from lodarepro.decode import beam
 from lodarepro.decode.beam import search
 from lodarepro.errors import RunFailed
-from lodarepro.model import GPT2, Sizes
+from lodarepro.model import GPT2, Sizes, products
 
 SIZES = Sizes(n_layer=2, n_head=2, n_embd=16, vocab_size=18, n_positions=32)
 ENDS = (17, 7, 3)
@@ -266,3 +266,22 @@ def test_logits_that_are_no_numbers_fail(value: float):
         model.ln_f.weight.fill_(value)
     with pytest.raises(RunFailed, match="beam search found no sequence of finite score"):
         search(model, [[1, 2], [3]], Decode(beam=2, max_new_tokens=4), end_ids=ENDS)
+
+
+def test_logits_are_fp32_where_all_else_is_bf16(monkeypatch: pytest.MonkeyPatch):
+    """With oneDNN or without, as on GPUs: a search compares them."""
+    for onednn in (True, False):
+        monkeypatch.setattr(products, "_onednn", lambda W, here=onednn: here)
+        net = random_model(3, 0.3)
+        net.pack(torch.bfloat16, training=False)
+        given: list[torch.dtype] = []
+        inner = net.logits
+
+        def logits(hidden: torch.Tensor, inner: Any = inner, given: list[torch.dtype] = given) -> torch.Tensor:
+            given.append(inner(hidden).dtype)
+            return inner(hidden)
+
+        monkeypatch.setattr(net, "logits", logits)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            search(net, [[1, 2], [3]], Decode(beam=2, max_new_tokens=3), end_ids=[17])
+        assert set(given) == {torch.float32}

@@ -712,7 +712,7 @@ def test_a_report():
         "Rate stated: 30 % of something.",
         "Data that are not here are reckoned by their pinned sizes, in tokens of GPT-2, without what a method adds.",
         NOTE,
-        "(!) more than the device has: give a larger one, or train.batch_size and train.accumulate.",
+        "(!) more than the device has: a step is then split (runtime.micro_batch), or give a larger one.",
     ]
 
 

@@ -172,6 +172,24 @@ def test_a_batch_that_is_cut_before_its_completions_has_no_loss(packed: bool):
     assert all((grad == 0).all() for grad in gradients(net).values())
 
 
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_gradients_lie_in_memory_as_their_parameters_do(micro_batch: int | None):
+    """An optimizer's kernel reads both in the order of memory; and none shares it with another's."""
+    net = fresh(Ft())
+    gradient = step_of(net, micro_batch=micro_batch)
+    gradient(ROWS)
+    grads = gradients(net)
+    assert grads.keys() == trained(net).keys()
+    for name, p in trained(net).items():
+        assert grads[name].stride() == p.stride(), name
+    assert len({grad.untyped_storage().data_ptr() for grad in grads.values()}) == len(grads)
+    twin = fresh(Ft())
+    batch = module.collate(DATA, ROWS, max_length=32)
+    batch_loss(twin, batch, label_smoothing=0.1).backward()
+    for name, grad in gradients(twin).items():
+        torch.testing.assert_close(grads[name], grad, atol=1e-6, rtol=1e-4)
+
+
 # memory -----------------------------------------------------------------------------------------
 
 

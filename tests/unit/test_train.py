@@ -1,6 +1,7 @@
 """Schedule, optimizer, data order, and a training that stops and goes on to the same bits."""
 
 import json
+import logging
 import math
 import random
 import signal
@@ -106,6 +107,26 @@ def test_a_parameter_without_a_gradient_stays():
     p.grad = torch.ones(2)
     optimizer.step()
     assert torch.equal(q, torch.ones(2)) and not torch.equal(p, torch.ones(2))
+
+
+def test_each_parameter_counts_its_own_updates():
+    """One that has no gradient at first is as new when it has."""
+    generator = torch.Generator().manual_seed(0)
+    p, q = (nn.Parameter(torch.empty(5, 3).normal_(generator=generator)) for _ in range(2))
+    begins = {name: t.detach().clone() for name, t in (("p", p), ("q", q))}
+    grads: dict[str, list[Tensor]] = {"p": [], "q": []}
+    numbers: dict[str, Any] = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-6}
+    optimizer = LoraAdamW([p, q], **numbers, weight_decay=0.1, bias_correction=True)
+    for i in range(12):
+        for name, t in (("p", p), ("q", q)):
+            t.grad = None
+            if name == "p" or (i >= 4 and i % 3):
+                t.grad = torch.empty(5, 3).normal_(generator=generator)
+                grads[name].append(t.grad.clone())
+        optimizer.step()
+    for name, t in (("p", p), ("q", q)):
+        expected = formula(begins[name], grads[name], **numbers, decay=0.1, correct=True)
+        torch.testing.assert_close(t.detach().double(), expected, atol=1e-5, rtol=0)
 
 
 def test_no_closure_is_taken():
@@ -606,6 +627,26 @@ def test_the_validation_loss_is_a_mean_of_batch_means_without_smoothing(fill: bo
     assert found == pytest.approx(sum(means) / 3, rel=1e-5)
 
 
+def test_a_validation_split_of_which_nothing_counts_is_told():
+    data = Encoded.of([([1] * 40, [2])])
+    with pytest.raises(BadInput) as e:
+        validation_loss(fresh(), data, SETTINGS, PROTOCOL)
+    (fault,) = e.value.faults
+    assert fault.startswith("protocol.max_length=32: no token of a completion is left in the validation split")
+
+
+def test_steps_that_make_no_update_are_told(log: pytest.LogCaptureFixture):
+    with pytest.raises(BadInput) as e:
+        go(fresh(), replace(SETTINGS, accumulate=13))
+    assert e.value.faults == ("train.accumulate=13: 12 steps would make no update; give 12 or less",)
+    net, before = fresh(), fresh()
+    go(net, replace(SETTINGS, accumulate=12, warmup_steps=0))
+    assert not same(net, before) and log.messages[:1] != []
+    assert not any("no multiple" in text for text in log.messages)
+    go(net, replace(SETTINGS, accumulate=5))
+    assert "12 steps are no multiple of train.accumulate=5: the last 2 make no update" in log.messages
+
+
 def test_accumulated_steps_are_one_larger_batch():
     """Without dropout, batches of equal token counts: two steps of four rows are one of eight."""
     data = Encoded.of([([1 + i, 2], [3 + i, 4, 5 + i]) for i in range(8)])
@@ -615,3 +656,18 @@ def test_accumulated_steps_are_one_larger_batch():
     train(two, data, VALID, replace(settings, batch_size=4, accumulate=2), protocol=PROTOCOL, seed=0)
     for name, p in trained(one).items():
         torch.testing.assert_close(trained(two)[name], p, atol=1e-5, rtol=0)
+
+
+def test_steps_that_make_no_update_are_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(BadInput, match=r"train.accumulate=7: 6 steps would make no update; give 6 or less"):
+        train(fresh(), DATA, VALID, replace(SETTINGS, accumulate=7, max_steps=6), protocol=PROTOCOL, seed=1)
+    monkeypatch.setattr(logging.getLogger("lodarepro"), "propagate", True)
+    train(fresh(), DATA, VALID, replace(SETTINGS, accumulate=4, max_steps=6), protocol=PROTOCOL, seed=1)
+    assert "6 steps are no multiple of train.accumulate=4: the last 2 make no update" in caplog.text
+
+
+@pytest.mark.parametrize("loss_on", ["completion", "all"])
+def test_a_length_at_which_nothing_would_count_is_told(loss_on: Any):
+    short = replace(PROTOCOL, max_length=1, loss_on=loss_on)
+    with pytest.raises(BadInput, match="protocol.max_length=1: no token of the training split would count"):
+        train(fresh(), DATA, VALID, SETTINGS, protocol=short, seed=1)
