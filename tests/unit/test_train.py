@@ -1,7 +1,6 @@
 """Schedule, optimizer, data order, and a training that stops and goes on to the same bits."""
 
 import json
-import logging
 import math
 import random
 import signal
@@ -627,12 +626,15 @@ def test_the_validation_loss_is_a_mean_of_batch_means_without_smoothing(fill: bo
     assert found == pytest.approx(sum(means) / 3, rel=1e-5)
 
 
-def test_a_validation_split_of_which_nothing_counts_is_told():
-    data = Encoded.of([([1] * 40, [2])])
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_a_split_of_which_nothing_would_count_is_told(split: str):
+    uncounted = Encoded.of([([1] * 40, [2])])
+    splits = (uncounted, VALID) if split == "training" else (DATA, uncounted)
     with pytest.raises(BadInput) as e:
-        validation_loss(fresh(), data, SETTINGS, PROTOCOL)
-    (fault,) = e.value.faults
-    assert fault.startswith("protocol.max_length=32: no token of a completion is left in the validation split")
+        train(fresh(), *splits, SETTINGS, protocol=PROTOCOL, seed=1)
+    assert e.value.faults == (
+        f"protocol.max_length=32: no token of the {split} split would count in the loss; give a greater one",
+    )
 
 
 def test_steps_that_make_no_update_are_told(log: pytest.LogCaptureFixture):
@@ -656,18 +658,3 @@ def test_accumulated_steps_are_one_larger_batch():
     train(two, data, VALID, replace(settings, batch_size=4, accumulate=2), protocol=PROTOCOL, seed=0)
     for name, p in trained(one).items():
         torch.testing.assert_close(trained(two)[name], p, atol=1e-5, rtol=0)
-
-
-def test_steps_that_make_no_update_are_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(BadInput, match=r"train.accumulate=7: 6 steps would make no update; give 6 or less"):
-        train(fresh(), DATA, VALID, replace(SETTINGS, accumulate=7, max_steps=6), protocol=PROTOCOL, seed=1)
-    monkeypatch.setattr(logging.getLogger("lodarepro"), "propagate", True)
-    train(fresh(), DATA, VALID, replace(SETTINGS, accumulate=4, max_steps=6), protocol=PROTOCOL, seed=1)
-    assert "6 steps are no multiple of train.accumulate=4: the last 2 make no update" in caplog.text
-
-
-@pytest.mark.parametrize("loss_on", ["completion", "all"])
-def test_a_length_at_which_nothing_would_count_is_told(loss_on: Any):
-    short = replace(PROTOCOL, max_length=1, loss_on=loss_on)
-    with pytest.raises(BadInput, match="protocol.max_length=1: no token of the training split would count"):
-        train(fresh(), DATA, VALID, SETTINGS, protocol=short, seed=1)
