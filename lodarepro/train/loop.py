@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from lodarepro import config
-from lodarepro.bar import bar
+from lodarepro.bar import Tick, bar
 from lodarepro.data.batch import collate, epoch_order, steps_an_epoch
 from lodarepro.data.tokenise import Encoded
 from lodarepro.distributed import ALONE, Processes
@@ -134,7 +134,8 @@ def train(
         return _untrained(model, valid, settings, protocol=protocol, stretch=stretch, processes=processes)
     optimizer = make_optimizer(one_group(model) if groups is None else groups, settings)
     an_epoch, total = steps_an_epoch(len(data), settings.batch_size), total_steps(len(data), settings)
-    _check(settings, an_epoch, total)
+    epochs = -(-total // an_epoch)
+    _check(settings, epochs, total)
     torch.manual_seed(derived_seed(seed, "dropout", processes.rank))
     checkpoints = Checkpoints(checkpoint_path, settings.keep) if checkpoint_path else None
     progress = None
@@ -160,21 +161,15 @@ def train(
         compiled=runtime.compile,
         processes=processes,
     )
-    look_every = 1 if device.type == "cpu" else LOOK_STEPS
-    began = saved = logged = time.monotonic()
-    looked = progress.step
-    spent_before = progress.seconds
-    due = stop = False
-    number: int | None = None
+    watch = _Watch(progress, settings, runtime, stop_signal, processes)
 
     with bar("training", total, done=progress.step, shown=show_bar and processes.main) as tick:
-        for epoch in range(progress.step // an_epoch, -(-total // an_epoch)):
+        for epoch in range(progress.step // an_epoch, epochs):
             order = _order(len(data), epoch, settings, seed)
             for i in range(progress.step - epoch * an_epoch, min(an_epoch, total - epoch * an_epoch)):
                 step = progress.step
-                progress.losses[step] = gradient(
-                    order[i * settings.batch_size : (i + 1) * settings.batch_size].tolist()
-                )
+                rows = order[i * settings.batch_size : (i + 1) * settings.batch_size]
+                progress.losses[step] = gradient(rows.tolist())
                 progress.step += 1
 
                 whole_update = progress.step % settings.accumulate == 0
@@ -188,58 +183,114 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
 
                 epoch_ends = i + 1 == an_epoch or progress.step == total
-                if progress.step % look_every and not epoch_ends and not (whole_update and (due or stop)):
+                if not (epoch_ends or watch.due(whole_update)):
                     continue
-                now = time.monotonic()
-                number = number or (signal.SIGALRM if _over(settings.time_limit, now - began) else stop_signal())
-                asked = torch.tensor([number is not None, now - saved > 60 * runtime.checkpoint_minutes], device=device)
-                asked_now, old = processes.agree(progress.losses[looked : progress.step], asked)
-                stop = stop or asked_now
-                looked = progress.step
+                watch.look()
                 _check_losses(progress, len(data), settings, seed)
-                if tick is not None or now - logged > LOG_SECONDS:
-                    recent = float(progress.losses[max(0, looked - RECENT) : looked].mean())
-                    shown = f"loss {recent:.4f}, {gradient.tokens / (now - began):,.0f} tokens/s"
-                    if tick is not None:
-                        tick(progress.step, shown)
-                    else:
-                        logger.info("step %d of %d (epoch %d): %s", progress.step, total, epoch + 1, shown)
-                        logged = now
+                watch.show(epoch, gradient.tokens, tick)
                 if epoch_ends:
                     val_loss = validation_loss(model, valid, settings, protocol, processes=processes)
                     if not math.isfinite(val_loss):  # a record can't hold it, and a checkpoint should not
                         raise _diverged(f"the validation loss is {val_loss} after step {progress.step}")
                     progress.epochs.append({"epoch": epoch + 1, "step": progress.step, "val_loss": val_loss})
-                    logger.info("epoch %d of %d: validation loss %.4f", epoch + 1, -(-total // an_epoch), val_loss)
+                    logger.info("epoch %d of %d: validation loss %.4f", epoch + 1, epochs, val_loss)
                     if checkpoints and processes.main:
                         checkpoints.keep_epoch(model, progress)
+                    watch.save = True
                 # Gradients are not part of a checkpoint, so it waits for a whole update.
-                due = due or epoch_ends or old
-                if checkpoints and whole_update and (due or stop):
-                    progress.seconds = spent_before + time.monotonic() - began
+                if checkpoints and whole_update and (watch.save or watch.stop):
+                    progress.seconds = watch.seconds()
                     generators = processes.gather(generator_state(device))
                     if processes.main:
                         checkpoints.save(model, optimizer, progress, generators)
-                    saved, due = time.monotonic(), False
-                if stop and (whole_update or not checkpoints):
-                    why = f" (train.time_limit={settings.time_limit:g})" if number == signal.SIGALRM else ""
-                    raise Stopped(
-                        f"stopped at step {progress.step} of {total}{why}; the same command continues",
-                        number or signal.SIGTERM,
-                    )
-    progress.seconds = spent_before + time.monotonic() - began
+                    watch.saved()
+                if watch.stop and (whole_update or not checkpoints):
+                    raise watch.stopped()
+    progress.seconds = watch.seconds()
     progress.losses = progress.losses.cpu()
     model.unpack()
     return progress
 
 
+class _Watch:
+    """What is looked at between steps, by all processes alike: the clock, signals, losses.
+
+    A GPU is given step after step without waiting for any of them, so it is looked up from time to time only.
+
+    Attributes:
+        save: a checkpoint is wanted.
+        stop: the training is to stop.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        settings: config.Train,
+        runtime: config.Runtime,
+        stop_signal: Callable[[], int | None],
+        processes: Processes,
+    ) -> None:
+        self._progress, self._settings, self._runtime = progress, settings, runtime
+        self._stop_signal, self._processes = stop_signal, processes
+        self._every = 1 if progress.losses.device.type == "cpu" else LOOK_STEPS
+        self._before = progress.seconds
+        self._began = self._now = self._saved = self._logged = time.monotonic()
+        self._looked = progress.step
+        self._signal: int | None = None
+        self.save = self.stop = False
+
+    def seconds(self) -> float:
+        """Time spent on the training so far."""
+        return self._before + time.monotonic() - self._began
+
+    def due(self, whole_update: bool) -> bool:
+        """Whether to look after this step."""
+        return self._progress.step % self._every == 0 or (whole_update and (self.save or self.stop))
+
+    def look(self) -> None:
+        """Sum the losses since the last look over all processes; see what any of them was asked for."""
+        self._now = time.monotonic()
+        limit = self._settings.time_limit
+        if limit is not None and self._now - self._began > 60 * limit:
+            self._signal = self._signal or signal.SIGALRM
+        self._signal = self._signal or self._stop_signal()
+        old = self._now - self._saved > 60 * self._runtime.checkpoint_minutes
+        losses = self._progress.losses[self._looked : self._progress.step]
+        asked = torch.tensor([self._signal is not None, old], device=losses.device)
+        stop, save = self._processes.agree(losses, asked)
+        self.stop, self.save = self.stop or stop, self.save or save
+        self._looked = self._progress.step
+
+    def show(self, epoch: int, tokens: int, tick: Tick | None) -> None:
+        """Move the bar, or write a line into the log if the last one is old."""
+        if tick is None and self._now - self._logged < LOG_SECONDS:
+            return
+        step, losses = self._progress.step, self._progress.losses
+        recent = float(losses[max(0, step - RECENT) : step].mean())
+        shown = f"loss {recent:.4f}, {tokens / (self._now - self._began):,.0f} tokens/s"
+        if tick is not None:
+            tick(step, shown)
+        else:
+            logger.info("step %d of %d (epoch %d): %s", step, len(losses), epoch + 1, shown)
+            self._logged = self._now
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        self._saved, self.save = time.monotonic(), False
+
+    def stopped(self) -> Stopped:
+        """The end that was asked for."""
+        limit = self._settings.time_limit
+        why = f" (train.time_limit={limit:g})" if limit is not None and self._signal == signal.SIGALRM else ""
+        return Stopped(
+            f"stopped at step {self._progress.step} of {len(self._progress.losses)}{why}; the same command continues",
+            self._signal or signal.SIGTERM,  # of another process
+        )
+
+
 def _order(n: int, epoch: int, settings: config.Train, seed: int) -> npt.NDArray[np.int64]:
     size, shuffle, fill = settings.batch_size, settings.shuffle, settings.fill_last_batch
     return epoch_order(n, epoch, batch_size=size, seed=seed, shuffle=shuffle, fill=fill)
-
-
-def _over(limit: float | None, seconds: float) -> bool:
-    return limit is not None and seconds > 60 * limit
 
 
 def _check_lengths(splits: Mapping[str, Encoded], protocol: config.Protocol) -> None:
@@ -253,7 +304,7 @@ def _check_lengths(splits: Mapping[str, Encoded], protocol: config.Protocol) -> 
             )
 
 
-def _check(settings: config.Train, an_epoch: int, total: int) -> None:
+def _check(settings: config.Train, epochs: int, total: int) -> None:
     """Settings whose fault shows when the data are there."""
     if settings.accumulate > total:
         raise BadInput(
@@ -273,7 +324,6 @@ def _check(settings: config.Train, an_epoch: int, total: int) -> None:
             settings.warmup_steps,
             total,
         )
-    epochs = -(-total // an_epoch)
     for name in settings.keep:
         if name.startswith("epoch-") and int(name.removeprefix("epoch-")) > epochs:
             raise BadInput(f"train.keep: there is no {name} in a training of {total} steps, {epochs} epochs")
