@@ -1,6 +1,7 @@
 """Time beam search: ours beside `transformers`' generate, and beside the LoRA paper's own code.
 
-    python scripts/bench_decode.py --tokenizer tokenizer.json [--original LoRA] [--out results/benchmarks/decode.md]
+    python scripts/bench_decode.py --data FOLDER --tokenizer tokenizer.json [--original LoRA] \
+        [--out results/benchmarks/decode.md]
 
 All search the same contexts of E2E with the same GPT-2 (without adapters, as if merged), with 10 beams, 64 new tokens
 and no 4-gram twice. With random weights end tokens are barred, so that every search runs to its end; with those of

@@ -1,6 +1,7 @@
 """Time a step of training with LoRA: ours beside `transformers` + `peft`, and beside the LoRA paper's own code.
 
-    python scripts/bench_train.py --tokenizer tokenizer.json [--original LoRA] [--out results/benchmarks/train.md]
+    python scripts/bench_train.py --data FOLDER --tokenizer tokenizer.json [--original LoRA] \
+        [--out results/benchmarks/train.md]
 
 All train the same GPT-2 on the same batches of real E2E pairs, from the same weights, with LoRA of rank 4 and dropout
 0.1 and no dropout of the model's own. A step is all of it: laying out the batch, forward pass, loss, backward pass,

@@ -49,7 +49,6 @@ SHAPES = {"tiny": (2, 2, 128), "small": (12, 12, 768), "medium": (24, 16, 1024),
 """blocks, heads and width of GPT-2 as released; `tiny` is for tries of the scripts"""
 VOCABULARY, POSITIONS = 50257, 1024  # of every GPT-2 as released
 PRODUCTS = (1024, 2048, 4096)  # sizes of the square products that the ceiling is sought among; on GPUs also the next
-DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 OURS = "ours"
 
 # --- texts ---------------------------------------------------------------------------------------------
@@ -513,7 +512,7 @@ NOTES = [
 def argument_parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
     """The options that both scripts have."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder with e2e/*.txt (../shared/data)")
+    parser.add_argument("--data", type=Path, help="folder with the LoRA authors' e2e/*.txt; goes with --tokenizer")
     parser.add_argument("--tokenizer", type=Path, help="GPT-2's tokenizer.json; without it ids are random")
     parser.add_argument("--shape", choices=SHAPES, default="small", help="of the model, with random weights (small)")
     parser.add_argument(
@@ -541,6 +540,8 @@ def _check(given: argparse.Namespace) -> None:
         (given.original / file).is_file() for file in ("loralib/__init__.py", "examples/NLG/src/gpt2_ft.py")
     ):
         raise BadInput(f"--original {given.original}: give a checkout of microsoft/LoRA, with loralib and examples/NLG")
+    if (given.data is None) != (given.tokenizer is None):
+        raise BadInput("--data and --tokenizer: give both for real rows, or neither for random ids")
     if given.out and given.out.is_dir():
         raise BadInput(f"--out {given.out}: a folder: name a file in it")
 
