@@ -460,7 +460,7 @@ def _combined_faults(run: config.Run) -> list[str]:
             f"train.keep: there is no epoch-{max(numbers)} in a training of {run.train.epochs} epochs; give "
             "train.keep=[best,last]"
         )
-    candidates = run.decode.beam * (1 if run.decode.search == "lora" else 2)
+    candidates = run.decode.beam * (2 if run.decode.search == "transformers-3" else 1)
     if candidates > run.model.vocab_size:
         faults.append(f"decode.beam={run.decode.beam} exceeds the vocabulary of {run.model.vocab_size}")
     return faults

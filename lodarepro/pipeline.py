@@ -89,6 +89,8 @@ def execute(run: config.Run, *, retry: bool = True, stop_mark: Path | None = Non
     ):
         try:
             folder, record, found = _execute(run, _Doing(signals, processes, show_bar), retry=retry)
+        except Stopped:
+            raise
         except LodareproError:
             if signals.number is not None:
                 raise Stopped("stopped; the same command continues", signals.number) from None

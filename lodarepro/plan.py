@@ -19,7 +19,7 @@ import torch
 
 from lodarepro import config, cost, devices
 from lodarepro.data import SPLITS, load
-from lodarepro.data.batch import collate
+from lodarepro.data.batch import collate, steps_an_epoch
 from lodarepro.data.sources import download_url, locate
 from lodarepro.data.tokenise import Encoded, encode
 from lodarepro.decode.beam import search
@@ -222,7 +222,6 @@ def estimate(run: config.Run, known: Sizes) -> Estimate:
     """The cost of a run on data of these sizes."""
     model, method, settings = run.model, run.method, run.train
     counted = cost.count(model, method)
-    epochs = settings.epochs if counted.trainable else 0
     rows = settings.batch_size
     longest = min(known.longest, run.protocol.max_length)
     share = known.completion_tokens[0] / known.tokens[0]
@@ -239,6 +238,7 @@ def estimate(run: config.Run, known: Sizes) -> Estimate:
         model, method, tokens=known.context_tokens, targets=known.contexts, context=prompt / 2
     ) + cost.forward_flops(model, method, tokens=new, targets=new, context=prompt + search.max_new_tokens / 2)
     steps = total_steps(known.pairs[0], settings) if counted.trainable else 0
+    epochs = -(-steps // steps_an_epoch(known.pairs[0], rows))
     weights_bytes = FP32 * counted.total
     logits = FP32 * model.vocab_size * round(share * rows * longest)
     training = (1 + MOMENTS) * FP32 * counted.trainable + worst.activation_bytes + LOGITS_COPIES * logits

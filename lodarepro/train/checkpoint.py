@@ -209,7 +209,7 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
 
 def _progress(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> Progress:
     known = {key: described[key] for key in ("step", "epochs", "seconds", "stretches")}
-    return Progress(losses=tensors["losses"], **known)
+    return Progress(losses=tensors["losses"].clone(), **known)  # not mapped from a file that will be replaced
 
 
 def _check_fits(

@@ -180,7 +180,9 @@ def test_a_fault_is_one_line_with_the_way_out(override: str, fault: str):
 
 def test_an_epoch_to_keep_is_one_of_the_training():
     keep = "train.keep=[epoch-2,best,epoch-6]"
-    assert faults(*NANO, "train.epochs=5", keep) == ("train.keep: there is no epoch-6 in a training of 5 epochs",)
+    assert faults(*NANO, "train.epochs=5", keep) == (
+        "train.keep: there is no epoch-6 in a training of 5 epochs; give train.keep=[best,last]",
+    )
     assert one(*NANO, "train.epochs=6", keep).train.keep == ("epoch-2", "best", "epoch-6")
     # How many epochs these are shows when the data are there.
     assert one(*NANO, "train.epochs=5", "train.max_steps=9999", keep).train.max_steps == 9999
@@ -499,6 +501,12 @@ def test_the_same_settings_have_the_same_id_however_they_are_given():
     assert run_id(one(*NANO, "train.lr=0.0002", "train.clip=1.0"), CHECKSUMS) == run_id(
         one("dataset=mini", "train.clip=1", "model=gpt2-nano", "train.lr=2e-4"), CHECKSUMS
     )
+
+
+def test_the_order_in_which_checkpoints_are_named_is_not_part_of_the_id():
+    runs = [one(*NANO, "train.epochs=3", f"train.keep=[{keep}]") for keep in ("last,epoch-2,best", "best,last,epoch-2")]
+    assert runs[0] != runs[1]
+    assert run_id(runs[0], CHECKSUMS) == run_id(runs[1], CHECKSUMS)
 
 
 def test_an_id_is_a_readable_folder_name():
