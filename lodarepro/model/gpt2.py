@@ -64,7 +64,7 @@ class _Taken(Function):
 
 def take(x: Tensor, places: Tensor) -> Tensor:
     """The rows of x (N, w) at places (M,), each named once: (M, w)."""
-    taken: Tensor = _Taken.apply(x, places)
+    taken: Tensor = _Taken.apply(x, places) if torch.is_grad_enabled() else x.index_select(0, places)
     return taken
 
 

@@ -88,10 +88,12 @@ def _onednn(W: Tensor) -> bool:
 
 
 def _linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    rows = x.shape[:-1].numel()
+    flat = x.reshape(-1, x.shape[-1])
+    rows = len(flat)
     # oneDNN compiles and keeps a kernel for each number of rows, which differs from batch to batch: rows of zeros make
     # few of many. (In bf16 that is faster too: of 473 rows a product takes a tenth longer than of 480.)
-    surplus = -rows % (ROWS if rows > ROWS else ROWS // 2)
-    flat = F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, surplus))
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(flat, packed, bias, "none", [], "")
+    surplus = -rows % ROWS if rows > ROWS else 0
+    if surplus:
+        flat = F.pad(flat, (0, 0, 0, surplus))
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(flat.contiguous(), packed, bias, "none", [], "")
     return product[:rows].view(*x.shape[:-1], product.shape[1])
