@@ -46,9 +46,9 @@ def summary(found: Sequence[Record]) -> str:
 
 def _one_a_text(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The evaluations, as one where the same texts are those of several checkpoints (the last epoch is the best)."""
-    of: dict[tuple[str, str], list[Evaluation]] = {}
+    of: dict[tuple[str, str, str], list[Evaluation]] = {}
     for evaluation in evaluations:
-        of.setdefault((evaluation.hypotheses, evaluation.subset), []).append(evaluation)
+        of.setdefault((evaluation.hypotheses, evaluation.subset, str(evaluation.decode)), []).append(evaluation)
     return [replace(same[0], checkpoint=" = ".join(e.checkpoint for e in same)) for same in of.values()]
 
 

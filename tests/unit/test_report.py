@@ -136,6 +136,16 @@ def cells(text: str, title: str) -> list[str]:
     return [row.strip("|").split("|")[at].strip() for row in text.splitlines()[2:]]
 
 
+def test_checkpoints_of_the_same_texts_share_a_row():
+    run = record("e2e")
+    (last,) = run.evaluations
+    best = replace(last, checkpoint="best")
+    fifth = replace(last, checkpoint="epoch-5", hypotheses="g")
+    shown = summary([replace(run, evaluations=(last, best, fifth))])
+    assert cells(shown, "checkpoint") == ["last = best", "epoch-5"]
+    assert len(summary([replace(run, evaluations=(last, best))]).splitlines()) == 3
+
+
 def test_a_setting_in_which_rows_differ_gets_a_column():
     slow = record("e2e", train={"lr": 1e-4, "epochs": 5}, checksums={"train": "a"})
     fast = record("e2e", train={"lr": 1e-3, "epochs": 5}, checksums={"train": "b"})
