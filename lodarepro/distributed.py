@@ -1,7 +1,7 @@
 """Several processes that train one model, as `torchrun` starts them: each has its share of every batch.
 
-Gradients are summed in one collective call a step. What a step decides for all (to stop) goes through the same call, so
-that no process goes on alone.
+Gradients are summed in one collective call an update. Whether to stop or to save goes through a call of its own, with
+the losses, so that no process goes on alone.
 """
 
 from __future__ import annotations

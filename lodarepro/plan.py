@@ -19,7 +19,7 @@ import torch
 
 from lodarepro import config, cost, devices
 from lodarepro.data import SPLITS, load
-from lodarepro.data.batch import collate, steps_an_epoch
+from lodarepro.data.batch import steps_an_epoch
 from lodarepro.data.sources import download_url, locate
 from lodarepro.data.tokenise import Encoded, encode
 from lodarepro.decode.beam import search
@@ -31,7 +31,7 @@ from lodarepro.precision import Arithmetic
 from lodarepro.report.summary import counted, duration, markdown
 from lodarepro.train.loop import total_steps
 from lodarepro.train.optim import make_optimizer
-from lodarepro.train.step import batch_loss
+from lodarepro.train.step import Step
 
 logger = logging.getLogger(__name__)
 
@@ -335,20 +335,18 @@ def _train_rate(run: config.Run, known: Sizes, model: GPT2, device: torch.device
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(run.model.vocab_size, (rows, width), generator=generator).tolist()
     data = Encoded.of([(row[: width - targets], row[width - targets :]) for row in tokens])
-    batch = collate(data, range(rows), max_length=run.protocol.max_length).to(device)
     arithmetic = Arithmetic(run.train.precision, device)
     model.pack(arithmetic.dtype, training=True)
+    gradient = Step(model, data, run.train, protocol=run.protocol, arithmetic=arithmetic)
     seconds = []
     for _ in range(1 + PROBE_STEPS):
         began = time.perf_counter()
-        with arithmetic():
-            loss = batch_loss(model, batch, label_smoothing=run.train.label_smoothing)
-        loss.backward()
+        gradient(range(rows))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         _wait(device)
         seconds.append(time.perf_counter() - began)
-    step = cost.training_step(run.model, run.method, rows=rows, width=width, targets=int(batch.mask.sum()))
+    step = cost.training_step(run.model, run.method, rows=rows, width=width, targets=rows * targets)
     return step.flops / min(seconds[1:])
 
 

@@ -97,9 +97,10 @@ def search(
         logits[:, banned] = -math.inf
         # The best of all are among the best of each row.
         values, token = logits.topk(min(choose.candidates, logits.shape[1]), dim=-1)  # (R, candidates)
-        top = values[:, :1]
-        log_p = (values - top) - (logits - top).exp_().sum(dim=-1, keepdim=True).log_()
-        if before is not None:
+        if before is None:
+            top = values[:, :1]
+            log_p = (values - top) - (logits - top).exp_().sum(dim=-1, keepdim=True).log_()
+        else:
             log_p = values - before
         total = running.new_full((running.numel(), values.shape[1]), -math.inf)  # (P beams, candidates)
         total[rows] = running.flatten()[rows, None] + log_p

@@ -191,7 +191,7 @@ class Attention(nn.Module):
         q, k, v = (part.view(B, T, self.n_head, d // self.n_head).transpose(1, 2) for part in parts)  # (B, H, T, Dh)
         p = self.dropout if self.training else 0.0
         if cache is not None and cache.filled:
-            y = F.scaled_dot_product_attention(q, *cache.extend(k, v), attn_mask=cache.mask(q))
+            y = F.scaled_dot_product_attention(q, *cache.extend(k, v), attn_mask=cache.whole.mask(q))
         else:
             mask = None
             if self.prefix is not None:
@@ -496,10 +496,6 @@ class LayerCache:
         new = slice(end - k.shape[2], end)
         self.keys[:, :, new], self.values[:, :, new] = k, v
         return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def mask(self, q: Tensor) -> Tensor:
-        """As `Cache.mask`."""
-        return self.whole.mask(q)
 
     def select(self, prompts: Tensor) -> None:
         """As `Cache.select`."""

@@ -22,17 +22,18 @@ ROWS = 16  # oneDNN chooses a layout for this many rows; it is as good a layout 
 class Product:
     """x -> x W + b for a frozen W (d_in, d_out), in one precision, with the gradient of x and b."""
 
-    def __init__(self, W: Tensor, dtype: torch.dtype, *, gradient: bool) -> None:
+    def __init__(self, W: Tensor, dtype: torch.dtype, *, gradient: bool, lay_out: bool = True) -> None:
         """Lay W out.
 
         Args:
             W: (d_in, d_out), on its device.
             dtype: of the product.
             gradient: the gradient of x will be asked for.
+            lay_out: False: keep W as it is, as for a few products with a matrix that then changes.
         """
         W = W.detach().to(dtype)
         self.dtype = dtype
-        self.packed = _onednn(W)
+        self.packed = lay_out and _onednn(W)
         self.W = None if self.packed else W
         if self.packed:
             self.forth = torch.ops.mkldnn._reorder_linear_weight(W.t().contiguous(), ROWS)
@@ -44,7 +45,7 @@ class Product:
         return _onednn(W) or W.dtype != dtype
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """X (..., d_in) to (..., d_out), known to autograd."""
+        """Map x (..., d_in) to (..., d_out), known to autograd."""
         if self.packed:
             product: Tensor = _Packed.apply(x, bias, self) if torch.is_grad_enabled() else self.times(x, bias)
             return product
@@ -52,7 +53,7 @@ class Product:
         return F.linear(x.to(self.dtype), self.W.t(), bias if bias is None else bias.to(self.dtype))
 
     def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """X (..., d_in) to (..., d_out), unknown to autograd."""
+        """Map x (..., d_in) to (..., d_out), unknown to autograd."""
         if self.packed:
             bias = bias if bias is None else bias.detach().to(self.dtype)
             return _linear(x.to(self.dtype), self.forth, bias)

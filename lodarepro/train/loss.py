@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from lodarepro.model import GPT2
+from lodarepro.model.products import Product
 
 CHUNK = 2**24  # logits held at once: 64 MiB in fp32, the 221 positions of a mean batch of E2E in one piece
 
@@ -22,7 +23,7 @@ class _VocabularyLoss(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, smoothing: float, output: _Output
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, smoothing: float, output: Product
     ) -> Tensor:
         vocabulary = weight.shape[0]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -32,7 +33,7 @@ class _VocabularyLoss(Function):
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
             h, t, s = hidden[part], targets[part, None], scale[part, None]
-            log_p = output.times(h).log_softmax(dim=-1)  # (rows, V)
+            log_p = output.times(h).float().log_softmax(dim=-1)  # (rows, V)
             loss = loss + (_smoothed(log_p, t, smoothing) * s).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
@@ -43,7 +44,7 @@ class _VocabularyLoss(Function):
             if grad_hidden is not None:
                 grad_hidden[part] = output.times_transposed(grad) * s  # fewer numbers to scale than the logits'
             if grad_weight is not None:
-                grad_weight += output.cast(grad).t() @ output.cast(h * s)
+                grad_weight += grad.to(output.dtype).t() @ (h * s).to(output.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
@@ -67,31 +68,13 @@ def _smoothed(log_p: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return (1 - smoothing) * nll - smoothing * log_p.mean(dim=-1, keepdim=True) if smoothing else nll
 
 
-class _Output:
-    """Products with the output layer, in the arithmetic that is set, unknown to autograd."""
-
-    def __init__(self, model: GPT2) -> None:
-        device = model.wte.weight.device.type
-        self.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        self.packed = model.output
-        self.weight = self.cast(model.wte.weight.detach()) if self.packed is None else None
-
-    def cast(self, x: Tensor) -> Tensor:
-        return x.to(self.dtype)
-
-    def times(self, hidden: Tensor) -> Tensor:
-        """Hidden states (rows, d) to logits (rows, V), fp32."""
-        if self.packed is not None:
-            return self.packed.times(hidden).float()
-        assert self.weight is not None
-        return (self.cast(hidden) @ self.weight.t()).float()
-
-    def times_transposed(self, grad: Tensor) -> Tensor:
-        """Gradient (rows, V) of the logits to that of the hidden states (rows, d)."""
-        if self.packed is not None:
-            return self.packed.times_transposed(grad)
-        assert self.weight is not None
-        return self.cast(grad) @ self.weight
+def _output(model: GPT2) -> Product:
+    """The product with the output layer, as it is packed or in the arithmetic that is set."""
+    if model.output is not None:
+        return model.output
+    device = model.wte.weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    return Product(model.wte.weight.t(), dtype, gradient=True, lay_out=False)
 
 
 def vocabulary_loss(model: GPT2, hidden: Tensor, targets: Tensor, *, scale: Tensor, label_smoothing: float) -> Tensor:
@@ -106,15 +89,15 @@ def vocabulary_loss(model: GPT2, hidden: Tensor, targets: Tensor, *, scale: Tens
         scale: (M,) what each position's loss is multiplied by, fp32.
         label_smoothing: e, the mass spread over the whole vocabulary.
     """
-    loss: Tensor = _VocabularyLoss.apply(hidden, model.wte.weight, targets, scale, label_smoothing, _Output(model))
+    loss: Tensor = _VocabularyLoss.apply(hidden, model.wte.weight, targets, scale, label_smoothing, _output(model))
     return loss
 
 
 @torch.no_grad()
 def token_losses(model: GPT2, hidden: Tensor, targets: Tensor) -> Tensor:
     """The loss of each position, without smoothing, (M,) in fp32; arguments as `vocabulary_loss`."""
-    output = _Output(model)
+    output = _output(model)
     found = []
     for h, t in zip(*(x.split(max(1, CHUNK // model.sizes.vocab_size)) for x in (hidden, targets)), strict=True):
-        found.append(_smoothed(output.times(h).log_softmax(dim=-1), t[:, None], 0.0)[:, 0])
+        found.append(_smoothed(output.times(h).float().log_softmax(dim=-1), t[:, None], 0.0)[:, 0])
     return torch.cat(found)

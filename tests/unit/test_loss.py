@@ -59,14 +59,14 @@ def near(actual: Tensor | None, expected: Tensor, tolerance: float = 1e-6) -> No
 def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of logits that are made at once."""
     found: list[int] = []
-    times = module._Output.times
+    times = module.Product.times
 
     def counted(self: Any, hidden: Tensor) -> Tensor:
         logits = times(self, hidden)
         found.append(logits.numel())
         return logits
 
-    monkeypatch.setattr(module._Output, "times", counted)
+    monkeypatch.setattr(module.Product, "times", counted)
     return found
 
 
