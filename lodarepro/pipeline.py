@@ -127,17 +127,18 @@ def _execute(run: config.Run, doing: _Doing, *, retry: bool) -> tuple[Path, Reco
         return folder, *_followed(run, folder, inputs, doing)
     with ExitStack() as held:
         try:
-            device = _taken(run, folder, held, doing, retry=retry)
+            taken = _taken(run, folder, held, doing, retry=retry)
         except BaseException:
             doing.processes.told(_ENDED)
             raise
-        doing.processes.told(_FOUND if device is None else _BEGUN)
-        if device is None:
+        if isinstance(taken, Record):
+            doing.processes.told(_FOUND)
             logger.info("%s is finished already", name)
             Checkpoints(folder / CHECKPOINT, ()).remove()  # which a process left that was killed at the very end
-            return folder, records.finished(folder), True
+            return folder, taken, True
+        doing.processes.told(_BEGUN)
         with _failure_noted(folder, run, compose.identity(run, checksums), doing.signals):
-            record = _recorded(run, folder, device, inputs, doing)
+            record = _recorded(run, folder, taken, inputs, doing)
             doing.processes.told(_BEGUN)
     return folder, record, False
 
@@ -146,14 +147,14 @@ _FOUND, _BEGUN, _ENDED = "found", "begun", "ended"
 """what the first of several processes tells the others: the run is finished, to work on, or not to be had"""
 
 
-def _taken(run: config.Run, folder: Path, held: ExitStack, doing: _Doing, *, retry: bool) -> torch.device | None:
-    """Hold a run and a device for it; None where the run is finished."""
-    if records.read(folder) is not None:
-        return None
+def _taken(run: config.Run, folder: Path, held: ExitStack, doing: _Doing, *, retry: bool) -> torch.device | Record:
+    """Hold a run and a device for it; where the run is finished, its record."""
+    if (record := records.read(folder)) is not None:
+        return record
     folder.mkdir(parents=True, exist_ok=True)
     held.enter_context(records.locked(folder))
-    if records.read(folder) is not None:  # finished by another process meanwhile
-        return None
+    if (record := records.read(folder)) is not None:  # finished by another process meanwhile
+        return record
     if not retry and (failure := records.read_failure(folder)) is not None:
         raise RunFailed(f"{fault} (it failed before: runtime.retry=true tries again)" for fault in failure.faults)
     (folder / records.FAILURE).unlink(missing_ok=True)

@@ -156,7 +156,7 @@ def sizes(run: config.Run, base: weights.Checkpoint | None) -> Sizes:
     lay, cache = layout(run.method, tokenizer), Path(run.data.cache)
     examples = {split: load(run.dataset, run.data, split).examples for split in SPLITS}
     train, valid, test = (encode(examples[split], tokenizer, run.protocol, cache=cache, layout=lay) for split in SPLITS)
-    lengths = [np.minimum(data.starts[1:] - data.starts[:-1], run.protocol.max_length) for data in (train, valid)]
+    lengths = [np.minimum(data.lengths, run.protocol.max_length) for data in (train, valid)]
     losses = [np.maximum(0, n - data.contexts) for n, data in zip(lengths, (train, valid), strict=True)]
     room = run.protocol.max_length - run.decode.max_new_tokens
     contexts = {e.context: min(int(n), room) for e, n in zip(examples["test"], test.contexts, strict=True)}

@@ -41,6 +41,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.contexts)
 
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(n,) tokens of each whole sequence."""
+        return self.starts[1:] - self.starts[:-1]
+
     def sequence(self, row: int) -> npt.NDArray[np.int64]:
         """The whole sequence of one pair."""
         return self.tokens[self.starts[row] : self.starts[row + 1]]

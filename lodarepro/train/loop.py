@@ -54,7 +54,7 @@ def validation_loss(
     device = model.wte.weight.device
     arithmetic = Arithmetic(settings.precision, device)
     sums, counts = torch.zeros(len(data), device=device), torch.zeros(len(data), device=device)
-    by_length = torch.argsort(torch.from_numpy(data.starts[1:] - data.starts[:-1]), stable=True)
+    by_length = torch.argsort(torch.from_numpy(data.lengths), stable=True)
     for rows in processes.share(by_length.split(VALIDATION_ROWS)):
         batch = collate(data, rows.tolist(), max_length=protocol.max_length, loss_on=protocol.loss_on).to(device)
         with arithmetic():
@@ -296,7 +296,7 @@ def _order(n: int, epoch: int, settings: config.Train, seed: int) -> npt.NDArray
 def _check_lengths(splits: Mapping[str, Encoded], protocol: config.Protocol) -> None:
     """End where sequences are cut before anything counts."""
     for name, data in splits.items():
-        lengths = np.minimum(data.starts[1:] - data.starts[:-1], protocol.max_length)
+        lengths = np.minimum(data.lengths, protocol.max_length)
         if not (lengths > (data.contexts if protocol.loss_on == "completion" else 1)).any():
             raise BadInput(
                 f"protocol.max_length={protocol.max_length}: no token of the {name} split would count in the loss; "
