@@ -16,12 +16,13 @@ TABLES := $(sort $(notdir $(basename $(wildcard configs/table/*.yaml))))
 MODELS := $(sort $(notdir $(basename $(wildcard configs/model/*.yaml))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tables test check lint types
+.PHONY: help setup demo tables report test check lint types
 
 help:
 	@echo 'make setup    a virtual environment in $(VENV) with the pinned versions'
-	@echo 'make demo     the embedded model on the embedded data, every stage; the table is printed'
+	@echo 'make demo     the embedded model on the embedded data, every stage; its table, and a page to look at'
 	@echo 'make tables   every table from the records that there are, into results/tables/'
+	@echo 'make report   a page of all that there is, results/report/index.html'
 	@echo 'make test     the tests (at most 10 minutes on 2 cores)'
 	@echo 'make check    lint, types, and the slow tests and those that need reference material'
 	@echo
@@ -49,9 +50,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	@$(BIN)/lodarepro table mini --run --seeds 1 results.root=demo hydra/launcher=parallel $(ARGS)
+	@$(BIN)/lodarepro report mini --seeds 1 results.root=demo $(ARGS)
 
 tables: setup
 	@$(BIN)/lodarepro table $(TABLES) $(ARGS)
+
+report: setup
+	@$(BIN)/lodarepro report $(ARGS)
 
 table-%: setup
 	@$(BIN)/lodarepro table $* --run $(ARGS)

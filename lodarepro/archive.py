@@ -41,11 +41,16 @@ class Archive:
         Raises:
             BadInput: a record is corrupt, or of another schema.
         """
+        self.finished: list[Record] = []
+        """all finished runs whose numbers count, in the order of their ids"""
+        self.failures: list[Failure] = []
+        """why others failed, in the same order"""
         self._finished: dict[str, list[Record]] = {}
         self._failed: dict[str, Failure] = {}
         for folder in records.runs(root):
             if (record := records.read(folder)) is not None:
                 if record.identity.get("protocol_version") == compose.PROTOCOL_VERSION:
+                    self.finished.append(record)
                     self._finished.setdefault(_key_of(record.config, record.identity), []).append(record)
                 else:
                     logger.warning(
@@ -55,6 +60,7 @@ class Archive:
                         compose.PROTOCOL_VERSION,
                     )
             elif (failure := records.read_failure(folder)) is not None and _of_this_version(failure):
+                self.failures.append(failure)
                 self._failed[_key_of(failure.config, failure.identity, decode=True)] = failure
 
     def find(self, run: config.Run) -> list[Found]:

@@ -1,4 +1,4 @@
-"""The command line: run, table, plan, decode, score, count, export, data, doctor."""
+"""The command line: run, table, report, plan, decode, score, count, export, data, doctor."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ usage: lodarepro COMMAND ...
                                   --method-file FILE brings a method of your own, to this and other commands
   table NAME ... [--run]          a paper's table from the records, beside its print; --run does what is missing,
                                   --check gives verdicts; lodarepro table --help
+  report [NAME ...]               one page to look at: tables beside print, figures, texts side by side, provenance
   plan NAME ... | [KEY=VALUE ...] what a table's or a sweep's cells will cost: tokens, operations, memory, hours
   decode RUN [decode.KEY=VALUE]   decode a finished run's test set anew, with other settings
   score --hyp FILE --ref FILE     score texts by the official definitions (--suite e2e, webnlg, dart);
@@ -105,6 +106,7 @@ def _command(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run,
         "table": _table,
+        "report": _report,
         "plan": _plan,
         "decode": _decode,
         "score": _score,
@@ -307,6 +309,7 @@ def _exit_code(statuses: Sequence[launch.Status], *, nothing: int) -> int:
 
 def _table(arguments: list[str]) -> int:
     from lodarepro import tables
+    from lodarepro.archive import Archive
     from lodarepro.report import aggregate
     from lodarepro.report import table as shown
 
@@ -340,7 +343,10 @@ def _table(arguments: list[str]) -> int:
                 return code
     trees = []
     for table in found:
-        filled = _filled_table(table, significance=given.significance)
+        root = _results_root(table.rows[0].run)
+        filled = _filled_table(table, Archive(root))
+        if given.significance:
+            filled = aggregate.with_significance(filled, root)
         _write_table(filled, check=given.check)
         if given.check:
             counted = shown.verdicts(filled)
@@ -356,6 +362,40 @@ def _table(arguments: list[str]) -> int:
     if given.json:
         _show(given, trees[0] if len(trees) == 1 else trees, "")
     return status
+
+
+def _report(arguments: list[str]) -> int:
+    from lodarepro import compose, report, tables
+    from lodarepro.archive import Archive
+
+    parser = argparse.ArgumentParser(
+        prog="lodarepro report",
+        description="one self-contained page from the records of runs: tables beside print, figures, what each method "
+        "wrote side by side, and every number's provenance; written to <results.root>/report/index.html, the figures "
+        "as PNG and SVG to <results.root>/report/figures/",
+        epilog=f"tables: {', '.join(tables.names())}; or a YAML file of the same form. Without any, all those that "
+        "there are runs for.",
+    )
+    _add_table_arguments(parser)
+    given = parser.parse_intermixed_args(arguments)
+    own = _own(given)
+    names, places = _names_and_overrides(given.words)
+    (any_cell,) = compose.cells([text for text in places if not text.startswith("hydra")])
+    root = _results_root(any_cell.run)
+    archive = Archive(root)
+    if not archive.finished:
+        raise BadInput(
+            f"{root / 'runs'} holds no finished run: make some (lodarepro run, or make demo), or say with "
+            "results.root=FOLDER where they are"
+        )
+    wanted = names or tables.names_of({record.config["dataset"]["name"] for record in archive.finished})
+    found = [tables.read(name, places=places, seeds=given.seeds, own=own) for name in wanted]
+    filled = [_filled_table(table, archive) for table in found]
+    if not names:
+        filled = [table for table in filled if any(row.records for row in table.rows)]
+    page = report.write(filled, archive, root)
+    print(f"report: {page} (figures as PNG and SVG in {page.parent / 'figures'})")
+    return 0
 
 
 def _add_table_arguments(parser: argparse.ArgumentParser) -> None:
@@ -390,15 +430,11 @@ def _tables_folder(table: Table) -> Path:
     return _results_root(table.rows[0].run) / "tables"
 
 
-def _filled_table(table: Table, *, significance: bool) -> FilledTable:
+def _filled_table(table: Table, archive: Archive) -> FilledTable:
     from lodarepro import tables
-    from lodarepro.archive import Archive
     from lodarepro.report import aggregate
 
-    root = _results_root(table.rows[0].run)
-    archive = Archive(root)
-    filled = aggregate.fill(table, archive, _counts(table, archive), tables.reruns())
-    return aggregate.with_significance(filled, root) if significance else filled
+    return aggregate.fill(table, archive, _counts(table, archive), tables.reruns())
 
 
 def _counts(table: Table, archive: Archive) -> dict[str, Counts]:

@@ -32,7 +32,7 @@ from lodarepro.errors import BadInput, LodareproError, RunFailed, Stopped
 from lodarepro.methods import attach, finalize, layout, param_groups, restored, save_adapter
 from lodarepro.model import GPT2, weights
 from lodarepro.records import Decoded, Evaluation, Record
-from lodarepro.rescore import measured
+from lodarepro.rescore import keep_values, measured
 from lodarepro.seeds import derived_seed
 from lodarepro.train.checkpoint import Checkpoints, Progress
 from lodarepro.train.loop import train
@@ -316,9 +316,8 @@ def _recorded(run: config.Run, folder: Path, device: torch.device, inputs: _Inpu
     began = time.monotonic()
     evaluations: list[Evaluation] = []
     for state in done.kept:
-        records.write_decoded(folder / state.hypotheses, state.decoded)
         evaluations += _evaluations(
-            run, state.decoded, state.hypotheses, checkpoints=state.names, val_loss=state.epoch["val_loss"]
+            run, folder, state.decoded, state.hypotheses, checkpoints=state.names, val_loss=state.epoch["val_loss"]
         )
     score_seconds = time.monotonic() - began
     record = Record(
@@ -403,8 +402,8 @@ def redecode(folder: Path, overrides: Sequence[str], *, show_bar: bool = False) 
             with devices.taken(run.runtime.device, stop_signal=signals.asked) as device:
                 doing = _Doing(signals, distributed.ALONE, show_bar)
                 decoded = _decoded(run, model.to(device).eval(), tokenizer, test, doing)
-            added += _evaluations(run, decoded, file, checkpoints=names, val_loss=states[names[0]]["val_loss"])
-            records.write_decoded(folder / file, decoded)
+            val_loss = states[names[0]]["val_loss"]
+            added += _evaluations(run, folder, decoded, file, checkpoints=names, val_loss=val_loss)
         files = {e.hypotheses for e in added}
         kept = (e for e in record.evaluations if e.hypotheses not in files)
         new = replace(record, evaluations=(*kept, *added))
@@ -546,10 +545,13 @@ def _write_steps(folder: Path, progress: Progress, settings: config.Train) -> No
 
 
 def _evaluations(
-    run: config.Run, decoded: Sequence[Decoded], file: str, *, checkpoints: Sequence[str], val_loss: float
+    run: config.Run, folder: Path, decoded: Sequence[Decoded], file: str, *, checkpoints: Sequence[str], val_loss: float
 ) -> list[Evaluation]:
-    """One for each checkpoint that the same texts are of, and each subset."""
-    found = measured(decoded, run.dataset.suite).scores()
+    """Keep decoded texts and score them: one for each checkpoint that the same texts are of, and each subset."""
+    records.write_decoded(folder / file, decoded)
+    measurement = measured(decoded, run.dataset.suite)
+    keep_values(folder / file, measurement)
+    found = measurement.scores()
     described = compose.plain(run)
     return [
         Evaluation(

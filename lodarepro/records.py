@@ -7,6 +7,7 @@ Layout of a run's folder (results/README.md says what is promised):
     adapter.safetensors      what was trained, at the last epoch, with its base model's name and hash
     adapter-<name>.safetensors  the same of `best` and `epoch-N`, where they are not the last
     evaluations/<name>.jsonl one segment a line: context, references, hypothesis, subset, log score
+    evaluations/<name>.values.json  each segment's figures, of the metrics that give one
     steps.csv                step, learning rate and loss of every training step
 """
 
@@ -301,3 +302,20 @@ def write_steps(path: Path, rates: Sequence[float], losses: Sequence[float]) -> 
     """Write learning rate and loss of every step."""
     lines = [f"{i},{lr:.9g},{loss:.9g}" for i, (lr, loss) in enumerate(zip(rates, losses, strict=True))]
     write_atomically(path, "\n".join(["step,lr,loss", *lines, ""]).encode())
+
+
+def read_steps(path: Path) -> list[float]:
+    """The loss of every step that `write_steps` wrote.
+
+    Raises:
+        BadInput: the file is corrupt, or can't be read although it is there.
+    """
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+        return [float(line.split(",")[2]) for line in lines[1:]]
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise BadInput(f"{path}: can't be read ({e.strerror})") from None
+    except (ValueError, IndexError):
+        raise BadInput(f"{path} is not a list of steps with their losses; delete it") from None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from lodarepro import metrics, records
 from lodarepro.errors import BadInput
+from lodarepro.files import write_atomically
 from lodarepro.metrics import Measurement
 from lodarepro.records import Decoded, Record
 from lodarepro.scores import Comparison
@@ -36,6 +40,57 @@ def measure_file(folder: Path, record: Record, file: str) -> Measurement:
     return measured(_decoded(folder, record, file), record.config["dataset"]["suite"])
 
 
+DIGITS = 6  # significant, of a kept segment's figure: to sort by and to look at
+
+
+def keep_values(texts: Path, found: Measurement) -> None:
+    """Write each segment's figures beside the file of texts that they were measured on, for `segment_values`.
+
+    Raises:
+        OSError: they can't be written.
+    """
+    tree = {"texts": _sha256(texts), "signatures": found.signatures, "values": _values(found)}
+    write_atomically(_values_file(texts), json.dumps(tree).encode())
+
+
+def segment_values(folder: Path, record: Record, file: str) -> dict[str, list[float]]:
+    """Each segment's figures in a file of a run's hypotheses: metric key to a value a segment, in the metric's unit.
+
+    BLEU and NIST have none. They are measured, and kept, unless they were before on the same texts by the same scorers.
+
+    Raises:
+        BadInput: as `measure_file`.
+    """
+    texts = folder / file
+    scores = next(e.scores for e in record.evaluations if e.hypotheses == file and e.subset == metrics.ALL)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: it is derived again
+        tree = json.loads(_values_file(texts).read_text(encoding="ascii"))
+        signatures = {key: score.signature for key, score in scores.items()}
+        if tree["texts"] == _sha256(texts) and tree["signatures"] == signatures:
+            return dict(tree["values"])
+    found = measure_file(folder, record, file)
+    with suppress(OSError):  # a folder of results may be there to be read only
+        keep_values(texts, found)
+    return _values(found)
+
+
+def _values(found: Measurement) -> dict[str, list[float]]:
+    figures = found.figures[metrics.ALL]
+    return {
+        key: [float(f"{value:.{DIGITS}g}") for value in figure.segments]
+        for key, figure in figures.items()
+        if figure.segments is not None
+    }
+
+
+def _values_file(texts: Path) -> Path:
+    return texts.with_suffix(".values.json")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def rescore(folder: Path) -> Record:
     """Derive a finished run's scores again from the hypotheses and references in its folder.
 
@@ -49,10 +104,11 @@ def rescore(folder: Path) -> Record:
         records.finished(folder)  # before a lock file is made in a folder that is none of a run
     with records.disk_faults(folder), records.locked(folder):
         record = records.finished(folder)
-        found = {
-            file: measure_file(folder, record, file).scores()
-            for file in dict.fromkeys(evaluation.hypotheses for evaluation in record.evaluations)
-        }
+        found = {}
+        for file in dict.fromkeys(evaluation.hypotheses for evaluation in record.evaluations):
+            again = measure_file(folder, record, file)
+            keep_values(folder / file, again)
+            found[file] = again.scores()
         evaluations = []
         for evaluation in record.evaluations:
             scored = found[evaluation.hypotheses]

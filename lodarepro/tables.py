@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -233,6 +233,18 @@ class _TableFile:
 def names() -> list[str]:
     """The tables that the project knows."""
     return sorted(path.stem for path in (compose.config_folder() / FOLDER).glob("*.yaml"))
+
+
+def names_of(datasets: Container[str]) -> list[str]:
+    """The tables that the project knows with a row on one of some datasets; quick, as nothing is composed."""
+    found = []
+    for name in names():
+        file = _parsed(compose.config_folder() / FOLDER / f"{name}.yaml")
+        cells = [file.cell, *(group.cell for group in file.groups), *(r.cell for g in file.groups for r in g.rows)]
+        chosen = [text.partition("=") for cell in cells for text in cell]
+        if any(key == "dataset" and value in datasets for key, _, value in chosen):
+            found.append(name)
+    return found
 
 
 def read(

@@ -67,18 +67,24 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def _row(record: Record, evaluation: Evaluation, differing: Sequence[str]) -> list[str]:
     described = record.config
     subset = "" if evaluation.subset == "all" else f" ({evaluation.subset})"
-    rank = described["method"].get("rank")
     columns = COLUMNS[described["dataset"]["suite"]]
     return [
         described["dataset"]["name"] + subset,
         described["model"]["name"],
-        described["method"]["name"] + ("" if rank is None else f" r={rank}"),
+        method_of(record),
         f"{record.parameters['trainable']:,}",
         str(described["seed"]),
         *differing,
         f"{evaluation.val_loss:.3f}",
         *(printed(evaluation.scores[key], column) for key, column in columns.items()),
     ]
+
+
+def method_of(record: Record) -> str:
+    """`ft`, `lora r=4`."""
+    method = record.config["method"]
+    rank = method.get("rank")
+    return method["name"] + ("" if rank is None else f" r={rank}")
 
 
 def counted(n: int, thing: str) -> str:

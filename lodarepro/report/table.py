@@ -59,19 +59,19 @@ def markdown(filled: FilledTable, *, check: bool = False) -> str:
         filled: what is known.
         check: with a line of verdicts for each row.
     """
-    lines, notes = _lines(filled, check=check)
+    lines, notes = lines_of(filled, check=check)
 
     def text(line: Line) -> list[str]:
         return [f"**{t}**" if i in line.strong or (line.kind == "group" and t) else t for i, t in enumerate(line.texts)]
 
-    head = f"## {_titled(filled)}"
+    head = f"## {titled(filled)}"
     below = [f"[{mark}] {note}" for mark, note in notes.items()]
     parts = [
         head,
         markdown_rows([text(line) for line in lines], texts=_texts(filled)),
         *(["\n".join(_items(below))] if below else []),
     ]
-    about = _items(_about(filled, check=check))
+    about = _items(explanations(filled, check=check))
     return "\n\n".join([*parts, *(["\n".join(about)] if about else [])]) + "\n"
 
 
@@ -81,7 +81,7 @@ def _items(texts: Sequence[str]) -> list[str]:
 
 def latex(filled: FilledTable, *, check: bool = False) -> str:
     """The table with its notes for LaTeX with booktabs: a float, or where it is too long for a page, a longtable."""
-    lines, notes = _lines(filled, check=check)
+    lines, notes = lines_of(filled, check=check)
     width, texts = len(lines[0].texts), _texts(filled)
     body: list[str] = []
     before = ""
@@ -100,10 +100,10 @@ def latex(filled: FilledTable, *, check: bool = False) -> str:
         if line.kind == "head":
             body.append(r"\midrule")
         before = line.kind
-    below = [f"[{mark}] {note}" for mark, note in notes.items()] + _about(filled, check=check)
+    below = [f"[{mark}] {note}" for mark, note in notes.items()] + explanations(filled, check=check)
     paragraphs = [rf"\par\footnotesize\raggedright {_tex(text)}" for text in below]
     columns = f"{'l' * texts}{'r' * (width - texts)}"
-    caption, label = rf"\caption{{{_tex(_titled(filled))}}}", rf"\label{{tab:{filled.table.name}}}"
+    caption, label = rf"\caption{{{_tex(titled(filled))}}}", rf"\label{{tab:{filled.table.name}}}"
     if len(lines) > PAGE:
         return "\n".join(
             [
@@ -172,7 +172,8 @@ def _tex(text: str) -> str:
 # lines ------------------------------------------------------------------------------------------
 
 
-def _titled(filled: FilledTable) -> str:
+def titled(filled: FilledTable) -> str:
+    """Its title and source."""
     return filled.table.title + (f": {filled.table.source}" if filled.table.source else "")
 
 
@@ -181,8 +182,8 @@ def _texts(filled: FilledTable) -> int:
     return 2 if filled.table.printed else 1
 
 
-def _lines(filled: FilledTable, *, check: bool) -> tuple[list[Line], dict[str, str]]:
-    """All lines, and the notes that their marks stand for."""
+def lines_of(filled: FilledTable, *, check: bool) -> tuple[list[Line], dict[str, str]]:
+    """All lines, the head first, and the notes by the marks that stand for them."""
     table = filled.table
     macs = any(row.macs for row in filled.rows)
     left = [*(["", "trainable"] if table.printed else ["trainable"]), *(["q/k/v MACs"] if macs else []), "n"]
@@ -273,7 +274,7 @@ def _around(cell: Cell, column: Column) -> str:
 # what stands below ------------------------------------------------------------------------------
 
 
-def _about(filled: FilledTable, *, check: bool) -> list[str]:
+def explanations(filled: FilledTable, *, check: bool) -> list[str]:
     """Lines about the whole table: how to read it, who published reruns, where the numbers come from."""
     cells = [cell for row in filled.rows for cell in row.cells]
     lines = list(filled.notes)

@@ -1,0 +1,252 @@
+"""The report page: one file made from records, which asks nothing of any network.
+
+Whatever a model or a file wrote gets into the page in two ways only: through the template, which escapes it, and as
+JSON, which the page's script shows as text. The page's own policy lets no other script run and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+from lodarepro import __version__
+from lodarepro.metrics import ALL
+from lodarepro.records import Failure, Record
+from lodarepro.report import table as shown
+from lodarepro.report import units
+from lodarepro.report.aggregate import FilledTable
+from lodarepro.report.figures import Figure
+from lodarepro.report.summary import counted, method_of
+from lodarepro.report.texts import SideBySide
+
+FIRST_SHOWN = "bleu"
+"""metric whose figures a table shows until another is chosen"""
+KINDS = {
+    "print": "Print against ours",
+    "rank": "Rank against score",
+    "size": "Parameters against score",
+    "training": "Training loss",
+    "validation": "Validation loss",
+}
+"""kinds of figures and what stands above them"""
+VERDICTS = {"within print": "✓", "within reruns": "≈", "outside": "✗"}
+"""signs of the verdicts, so that they are told apart without colour"""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a page shows.
+
+    Attributes:
+        root: the results folder, as it was named.
+        tables: filled.
+        figures: of each of them.
+        finished: all runs.
+        failures: why others failed.
+        texts: of each test file.
+    """
+
+    root: str
+    tables: Sequence[FilledTable]
+    figures: Sequence[Sequence[Figure]]
+    finished: Sequence[Record]
+    failures: Sequence[Failure]
+    texts: Sequence[SideBySide]
+
+
+def render(contents: Contents) -> str:
+    """The page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("lodarepro.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _file("page.js")
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    )
+    return environment.get_template("page.html").render(
+        policy=policy,
+        style=_file("page.css"),
+        script=script,
+        version=__version__,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        root=contents.root,
+        counted=counted,
+        kinds=KINDS,
+        signs=VERDICTS,
+        tables=[_table(*pair) for pair in zip(contents.tables, contents.figures, strict=True)],
+        suites=_suites(contents.finished),
+        failures=contents.failures,
+        texts=[
+            {"name": test.name, "segments": len(test.contexts), "packed": _packed(_texts(test))}
+            for test in contents.texts
+        ],
+        systems=max((len(test.systems) for test in contents.texts), default=0),
+        data=_json_in_html(
+            {
+                "tables": {filled.table.name: shown.as_tree(filled) for filled in contents.tables},
+                "runs": {record.id: _run(record) for record in contents.finished},
+            }
+        ),
+    )
+
+
+def _file(name: str) -> str:
+    return resources.files("lodarepro.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _json_in_html(tree: Any) -> str:
+    """JSON that holds nothing that a parser of HTML would take for the end of it."""
+    text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _packed(tree: Any) -> str:
+    """JSON in gzip in base64: texts of one context are much alike, and pack to a tenth."""
+    text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+
+
+def _texts(test: SideBySide) -> dict[str, Any]:
+    return {
+        "name": test.name,
+        "sha256": test.sha256,
+        "metrics": [
+            {"key": key, "title": column.title, "decimals": column.decimals, "higher": column.title.endswith("↑")}
+            for key, column in test.columns.items()
+        ],
+        "contexts": test.contexts,
+        "references": test.references,
+        "subsets": test.subsets if any(test.subsets) else None,
+        "systems": [
+            {
+                "label": system.label,
+                "run": system.run,
+                "hypotheses": system.hypotheses,
+                "unfinished": system.unfinished,
+                "values": {
+                    key: [round(value, column.decimals + 1) for value in system.values[key]]
+                    for key, column in test.columns.items()
+                },
+            }
+            for system in test.systems
+        ],
+    }
+
+
+def _run(record: Record) -> dict[str, Any]:
+    """What stands behind a run's numbers."""
+    return {
+        "config": record.config,
+        "provenance": record.provenance,
+        "checksums": record.identity["checksums"],
+        "protocol_version": record.identity["protocol_version"],
+        "parameters": record.parameters,
+        "training": record.training,
+        "evaluations": [
+            {
+                "checkpoint": e.checkpoint,
+                "subset": e.subset,
+                "segments": e.segments,
+                "decode": e.decode,
+                "hypotheses": e.hypotheses,
+                "val_loss": e.val_loss,
+                "scores": {key: [score.value, score.unit, score.signature] for key, score in e.scores.items()},
+            }
+            for e in record.evaluations
+        ],
+    }
+
+
+def _table(filled: FilledTable, figures: Sequence[Figure]) -> dict[str, Any]:
+    """A table as the template wants it: its lines, each row's together, and its figures by kind."""
+    lines, notes = shown.lines_of(filled, check=True)
+    head, *rest = lines
+    blocks: list[dict[str, Any]] = []
+    rows = iter(filled.rows)
+    for line in rest:
+        if line.kind == "group":
+            blocks.append({"group": line.texts[0]})
+        elif line.kind == "ours":
+            row = next(rows)
+            blocks.append(
+                {
+                    "group": None,
+                    "left": line.texts[: -len(row.cells)],
+                    "cells": [
+                        {"ours": text, "run": bool(cell.n), "best": cell.best, "verdict": cell.verdict}
+                        for text, cell in zip(line.texts[-len(row.cells) :], row.cells, strict=True)
+                    ],
+                    "print": None,
+                    "difference": None,
+                    "reruns": None,
+                }
+            )
+        else:
+            blocks[-1][line.kind] = line.texts
+    number = 0
+    for block in blocks:
+        if block["group"] is None:
+            block["number"] = number
+            number += 1
+    metrics = list(dict.fromkeys(figure.metric for figure in figures if figure.metric is not None))
+    titles = {column.key: shown_as.title for column, shown_as in zip(filled.table.columns, filled.columns, strict=True)}
+    verdicts = shown.verdicts(filled)
+    return {
+        "name": filled.table.name,
+        "title": shown.titled(filled),
+        "printed": filled.table.printed,
+        "head": head.texts,
+        "texts": len(head.texts) - len(filled.columns),
+        "blocks": blocks,
+        "notes": notes,
+        "about": shown.explanations(filled, check=filled.table.printed),
+        "verdicts": {name: count for name, count in verdicts.items() if count},
+        "metrics": [(key, titles[key]) for key in metrics],
+        "first": FIRST_SHOWN if FIRST_SHOWN in metrics else next(iter(metrics), None),
+        "figures": {kind: found for kind in KINDS if (found := [f for f in figures if f.kind == kind])},
+    }
+
+
+def _suites(finished: Sequence[Record]) -> list[dict[str, Any]]:
+    """All runs, those that are scored alike together."""
+    found = []
+    for suite in dict.fromkeys(record.config["dataset"]["suite"] for record in finished):
+        columns = units.COLUMNS[suite]
+        rows = []
+        for record in finished:
+            if record.config["dataset"]["suite"] != suite:
+                continue
+            evaluation = next(e for e in record.evaluations if e.subset == ALL)
+            rows.append(
+                {
+                    "id": record.id,
+                    "texts": [
+                        record.config["dataset"]["name"],
+                        record.config["model"]["name"],
+                        method_of(record),
+                        record.config["protocol"]["name"],
+                    ],
+                    "numbers": [
+                        str(record.config["seed"]),
+                        f"{record.parameters['trainable']:,}",
+                        f"{evaluation.val_loss:.3f}",
+                        *(units.printed(evaluation.scores[key], column) for key, column in columns.items()),
+                    ],
+                }
+            )
+        found.append({"suite": suite, "columns": [column.title for column in columns.values()], "rows": rows})
+    return found
