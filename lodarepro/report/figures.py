@@ -473,6 +473,7 @@ def _end_labels(sketch: _Sketch, ends: Sequence[tuple[str, float, float, str]]) 
                 "arrowstyle": "-",
                 "color": colour,
                 "linewidth": 0.5,
+                "relpos": (0, 0.5),
                 "shrinkA": 1,
                 "shrinkB": 0 if x == right else 2,
                 "alpha": 0.7,
