@@ -403,7 +403,7 @@ def _add_table_arguments(parser: argparse.ArgumentParser) -> None:
         "words",
         nargs="*",
         metavar="NAME | KEY=VALUE",
-        help="tables, and overrides for all their cells (data.*, results.*, runtime.*, model.path, hydra.*)",
+        help="tables, and overrides for all their cells (data.*, results.*, runtime.*, logger, model.path, hydra.*)",
     )
     parser.add_argument(
         "--seeds", metavar="N,N,...", type=_seeds, help="one run each, instead of the table's own (usually 1,2,3)"

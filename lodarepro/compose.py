@@ -482,7 +482,7 @@ def from_plain(tree: Mapping[str, Any]) -> config.Run:
     Raises:
         BadInput: it does not fit this version's configuration.
     """
-    return _built(dict(tree))
+    return _built({"logger": plain_defaults("logger"), **tree})  # of which the first records know nothing
 
 
 REDECODE_SECTIONS = ("decode", "model", "data", "runtime")
@@ -526,7 +526,7 @@ def identity(run: config.Run, checksums: Mapping[str, str]) -> dict[str, Any]:
         checksums: SHA-256 of each data split's file and of the base model's weights.
     """
     described = plain(run)
-    for name in ("data", "results", "runtime"):
+    for name in ("data", "results", "runtime", "logger"):
         del described[name]
     if run.method_file is None:
         del described["method_file"]  # other runs keep the ids that they had before there were such files

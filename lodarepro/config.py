@@ -270,6 +270,26 @@ class Runtime:
             raise ValueError(f"device={self.device}: give auto, cpu, cuda or cuda:N")
 
 
+@dataclass(frozen=True)
+class Logger:
+    """Where the course of a run is shown while it goes on, besides its record; not part of a run's identity."""
+
+    name: Literal["none", "csv", "wandb"] = "none"
+    """none; csv: log.csv in the run's folder; wandb: Weights & Biases"""
+    every: Positive = 10
+    """steps from one logged training loss, which is the mean of them, to the next"""
+    project: Name = "lodarepro"
+    """of Weights & Biases, as all that follows"""
+    entity: str | None = None
+    """team or user; None: the account's own"""
+    group: str | None = None
+    """runs shown together; None: those that differ in the seed alone"""
+    tags: tuple[str, ...] = ()
+    """by which runs are found"""
+    mode: Literal["online", "offline"] | None = None
+    """offline: kept below the run's folder until `wandb sync` sends it; None: WANDB_MODE, else online"""
+
+
 Target = Literal["q", "k", "v", "o", "up", "down"]
 """a dense layer of a block: parts of the fused projection, the attention's output, the MLP's two"""
 
@@ -643,6 +663,7 @@ SECTIONS: dict[str, type] = {
     "data": Data,
     "results": Results,
     "runtime": Runtime,
+    "logger": Logger,
 }
 """the sections of a run other than `method`, whose type depends on its name"""
 
@@ -679,6 +700,8 @@ class Run:
     """where the record goes"""
     runtime: Runtime
     """how this machine does the work"""
+    logger: Logger = field(default_factory=Logger)
+    """where its course is shown"""
     seed: int = 1
     """seeds initialisation, data order, filler rows and dropout"""
     method_file: MethodFile | None = None

@@ -7,13 +7,11 @@ import logging
 import signal
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from lodarepro import compose, config, devices, distributed, provenance, records
+from lodarepro import compose, config, devices, distributed, loggers, provenance, records
 from lodarepro.cost import Count, count_parameters
 from lodarepro.data import SPLITS, Split, load
 from lodarepro.data.sources import download_url
@@ -31,8 +29,9 @@ from lodarepro.distributed import Processes
 from lodarepro.errors import BadInput, LodareproError, RunFailed, Stopped
 from lodarepro.methods import attach, finalize, layout, param_groups, restored, save_adapter
 from lodarepro.model import GPT2, weights
+from lodarepro.network import unreachable
 from lodarepro.records import Decoded, Evaluation, Record
-from lodarepro.rescore import keep_values, measured
+from lodarepro.rescore import keep_values, measured, segment_values
 from lodarepro.seeds import derived_seed
 from lodarepro.train.checkpoint import Checkpoints, Progress
 from lodarepro.train.loop import train
@@ -43,7 +42,6 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
 MARK_SECONDS = 1.0  # between two looks for the mark of a sweep that was told to stop
 UNHANDLED = (signal.SIG_DFL, signal.default_int_handler)
-REACH_SECONDS = 5  # longest wait for a server before a run is said to be impossible
 
 
 @dataclass(frozen=True)
@@ -106,11 +104,13 @@ class _Doing:
         signals: that ask to stop.
         processes: that work on it.
         show_bar: show progress bars if there is a terminal.
+        log: where its course is shown.
     """
 
     signals: _Signals
     processes: Processes
     show_bar: bool
+    log: loggers.Log = loggers.NOTHING
 
 
 def _execute(run: config.Run, doing: _Doing, *, retry: bool) -> tuple[Path, Record, bool]:
@@ -138,7 +138,8 @@ def _execute(run: config.Run, doing: _Doing, *, retry: bool) -> tuple[Path, Reco
             return folder, taken, True
         doing.processes.told(_BEGUN)
         with _failure_noted(folder, run, compose.identity(run, checksums), doing.signals):
-            record = _recorded(run, folder, taken, inputs, doing)
+            with loggers.opened(run.logger, folder, compose.plain(run)) as log:
+                record = _recorded(run, folder, taken, inputs, replace(doing, log=log))
             doing.processes.told(_BEGUN)
     return folder, record, False
 
@@ -158,6 +159,7 @@ def _taken(run: config.Run, folder: Path, held: ExitStack, doing: _Doing, *, ret
     if not retry and (failure := records.read_failure(folder)) is not None:
         raise RunFailed(f"{fault} (it failed before: runtime.retry=true tries again)" for fault in failure.faults)
     (folder / records.FAILURE).unlink(missing_ok=True)
+    loggers.check(run.logger)
     return held.enter_context(devices.taken(run.runtime.device, stop_signal=doing.signals.asked))
 
 
@@ -275,6 +277,7 @@ def _evaluated(run: config.Run, folder: Path, device: torch.device, inputs: _Inp
         stop_signal=doing.signals.asked,
         processes=doing.processes,
         show_bar=doing.show_bar,
+        log=doing.log,
     )
     names: dict[int, list[str]] = {}
     for name in sorted({"last", *run.train.keep}, key=lambda name: (name != "last", name != "best", name)):
@@ -354,6 +357,7 @@ def _recorded(run: config.Run, folder: Path, device: torch.device, inputs: _Inpu
     )
     records.write(folder, record)
     Checkpoints(folder / CHECKPOINT, run.train.keep).remove()
+    doing.log.record(record, partial(segment_values, folder, record))
     return record
 
 
@@ -447,12 +451,12 @@ def check_reachable(run: config.Run, *, splits: Sequence[str] = SPLITS) -> weigh
     ways: list[str] = []
     urls = {split: download_url(run.dataset, run.data, split) for split in splits}
     wanted = [url for url in urls.values() if url is not None]
-    if wanted and (reason := _unreachable(wanted[0])):
+    if wanted and (reason := unreachable(wanted[0])):
         files = ", ".join(getattr(run.dataset.files, split) for split, url in urls.items() if url is not None)
         missing.append(f"the data of {run.dataset.name} ({files}; {reason})")
         ways.append("data.root=FOLDER")
     base = weights.find(run.model, download=False)
-    if base is None and (reason := _unreachable(weights.hub_url(run.model))):
+    if base is None and (reason := unreachable(weights.hub_url(run.model))):
         missing.append(f"the weights of {run.model.hub} ({reason})")
         ways.append("model.path=FOLDER")
     if missing:
@@ -465,20 +469,6 @@ def check_reachable(run: config.Run, *, splits: Sequence[str] = SPLITS) -> weigh
     base = base or weights.find(run.model)
     assert base is not None  # with download, `find` raises rather than give None
     return base
-
-
-def _unreachable(url: str) -> str | None:
-    """Why a server gives no answer at all, or None if it gives any."""
-    place = urllib.parse.urlsplit(url).hostname or url
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
-    except urllib.error.HTTPError as e:
-        e.close()
-    except urllib.error.URLError as e:
-        return f"{place}: {getattr(e.reason, 'strerror', None) or e.reason}"
-    except (OSError, ValueError) as e:
-        return f"{place}: {e}"
-    return None
 
 
 class _Signals:

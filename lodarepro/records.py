@@ -9,6 +9,7 @@ Layout of a run's folder (results/README.md says what is promised):
     evaluations/<name>.jsonl one segment a line: context, references, hypothesis, subset, log score
     evaluations/<name>.values.json  each segment's figures, of the metrics that give one
     steps.csv                step, learning rate and loss of every training step
+    log.csv, wandb/, wandb-id   of loggers (`loggers.py`), where one is set
 """
 
 from __future__ import annotations

@@ -286,7 +286,8 @@ def _misplaced(places: Sequence[str]) -> list[str]:
     """Overrides that would make other cells than the table's."""
     return [
         f"{text}: would make other cells than the table's; for all its rows only what is no part of a run's identity "
-        "can be given: data.*, results.*, runtime.*, model.path, dataset.files.*, hydra/launcher, hydra.*"
+        "can be given: data.*, results.*, runtime.*, logger, logger.*, model.path, dataset.files.*, hydra/launcher, "
+        "hydra.*"
         for text in places
         if not _is_place(text.partition("=")[0])
     ]
@@ -294,8 +295,8 @@ def _misplaced(places: Sequence[str]) -> list[str]:
 
 def _is_place(key: str) -> bool:
     section, _, rest = key.partition(".")
-    if section in ("data", "results", "runtime", "hydra", "hydra/launcher"):
-        return bool(rest) or section == "hydra/launcher"
+    if section in ("data", "results", "runtime", "logger", "hydra", "hydra/launcher"):
+        return bool(rest) or section in ("logger", "hydra/launcher")
     return key == "model.path" or key.startswith("dataset.files.")
 
 

@@ -25,6 +25,7 @@ LEVELS = {
     "bar": 1,
     "config": 1,
     "distributed": 1,
+    "network": 1,
     "scores": 1,
     "data": 2,
     "devices": 2,
@@ -34,6 +35,7 @@ LEVELS = {
     "provenance": 2,
     "records": 2,
     "compose": 3,
+    "loggers": 3,
     "methods": 3,
     "rescore": 3,
     "archive": 4,
@@ -53,7 +55,20 @@ LEVELS = {
 """level of each module or folder of the package; a module imports lower levels or its own folder"""
 
 NO_TORCH = (
-    *("archive", "compose", "config", "errors", "launch", "log", "metrics", "provenance", "records", "report"),
+    *(
+        "archive",
+        "compose",
+        "config",
+        "errors",
+        "launch",
+        "log",
+        "loggers",
+        "metrics",
+        "network",
+        "provenance",
+        "records",
+        "report",
+    ),
     *("rescore", "scores", "seeds", "tables"),
 )
 HEAVY = {"torch", "transformers", "datasets", "tokenizers", "safetensors"}

@@ -23,6 +23,7 @@ from lodarepro.data.batch import collate, epoch_order, steps_an_epoch
 from lodarepro.data.tokenise import Encoded
 from lodarepro.distributed import ALONE, Processes
 from lodarepro.errors import BadInput, RunFailed, Stopped
+from lodarepro.loggers import NOTHING, Log
 from lodarepro.methods import one_group, trained
 from lodarepro.model import GPT2
 from lodarepro.precision import Arithmetic
@@ -97,6 +98,7 @@ def train(
     stop_signal: Callable[[], int | None] = lambda: None,
     processes: Processes = ALONE,
     show_bar: bool = False,
+    log: Log = NOTHING,
 ) -> Progress:
     """Train what the method left trainable, to the end or to a stop.
 
@@ -116,6 +118,7 @@ def train(
         stop_signal: asked after each step: the number of a signal that asks to stop, or None.
         processes: that train together.
         show_bar: show a progress bar if there is a terminal.
+        log: where losses are shown besides.
 
     Returns:
         The losses and validation losses of the whole training.
@@ -131,20 +134,23 @@ def train(
     _check_lengths({"training": data, "validation": valid}, protocol)
     parameters = list(trained(model).values())
     if not parameters:
-        return _untrained(model, valid, settings, protocol=protocol, stretch=stretch, processes=processes)
+        progress = _untrained(model, valid, settings, protocol=protocol, stretch=stretch, processes=processes)
+        log.begin(0)
+        log.row(progress.epochs[-1])
+        return progress
     optimizer = make_optimizer(one_group(model) if groups is None else groups, settings)
     an_epoch, total = steps_an_epoch(len(data), settings.batch_size), total_steps(len(data), settings)
     epochs = -(-total // an_epoch)
     _check(settings, epochs, total)
     torch.manual_seed(derived_seed(seed, "dropout", processes.rank))
     checkpoints = Checkpoints(checkpoint_path, settings.keep) if checkpoint_path else None
-    progress = None
+    found = None
     if checkpoints:
-        progress = checkpoints.load(model, optimizer, rank=processes.rank, processes=processes.size)
-    if progress is None:
-        progress = Progress(step=0, losses=torch.zeros(total))
-    else:
+        found = checkpoints.load(model, optimizer, rank=processes.rank, processes=processes.size)
+    progress = found or Progress(step=0, losses=torch.zeros(total))
+    if found:
         logger.info("continuing at step %d of %d", progress.step, total)
+    log.begin(progress.step)
     progress.losses = progress.losses.to(device)
     progress.stretches.append({"from_step": progress.step, **(stretch or {})})
     model.set_dropout(settings.model_dropout)
@@ -161,7 +167,7 @@ def train(
         compiled=runtime.compile,
         processes=processes,
     )
-    watch = _Watch(progress, settings, runtime, stop_signal, processes)
+    watch = _Watch(progress, settings, runtime, stop_signal, processes, log)
 
     with bar("training", total, done=progress.step, shown=show_bar and processes.main) as tick:
         for epoch in range(progress.step // an_epoch, epochs):
@@ -188,12 +194,14 @@ def train(
                 watch.look()
                 _check_losses(progress, len(data), settings, seed)
                 watch.show(epoch, gradient.tokens, tick)
+                watch.log()
                 if epoch_ends:
                     val_loss = validation_loss(model, valid, settings, protocol, processes=processes)
                     if not math.isfinite(val_loss):  # a record can't hold it, and a checkpoint should not
                         raise _diverged(f"the validation loss is {val_loss} after step {progress.step}")
                     progress.epochs.append({"epoch": epoch + 1, "step": progress.step, "val_loss": val_loss})
                     logger.info("epoch %d of %d: validation loss %.4f", epoch + 1, epochs, val_loss)
+                    log.row(progress.epochs[-1])
                     if checkpoints and processes.main:
                         checkpoints.keep_epoch(model, progress)
                     watch.save = True
@@ -229,6 +237,7 @@ class _Watch:
         runtime: config.Runtime,
         stop_signal: Callable[[], int | None],
         processes: Processes,
+        log: Log,
     ) -> None:
         self._progress, self._settings, self._runtime = progress, settings, runtime
         self._stop_signal, self._processes = stop_signal, processes
@@ -236,6 +245,8 @@ class _Watch:
         self._before = progress.seconds
         self._began = self._now = self._saved = self._logged = time.monotonic()
         self._looked = progress.step
+        self._log = log
+        self._told = progress.step - progress.step % (log.every or 1)
         self._signal: int | None = None
         self.save = self.stop = False
 
@@ -273,6 +284,17 @@ class _Watch:
         else:
             logger.info("step %d of %d (epoch %d): %s", step, len(losses), epoch + 1, shown)
             self._logged = self._now
+
+    def log(self) -> None:
+        """Tell the log what it has not had yet."""
+        every, step = self._log.every, self._progress.step
+        if every is None or step < self._told + every:
+            return
+        losses = self._progress.losses[self._told : step].cpu()
+        for i in range(0, len(losses) - every + 1, every):
+            self._told += every
+            rate = learning_rate(self._settings, self._told - 1, len(self._progress.losses))
+            self._log.row({"step": self._told, "loss": float(losses[i : i + every].mean()), "lr": rate})
 
     def saved(self) -> None:
         """A checkpoint was written."""
