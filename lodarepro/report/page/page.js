@@ -31,13 +31,13 @@ function remembered(value) {
 function setTheme(value) {
   if (value) document.documentElement.dataset.theme = value;
   const dark = (value || (prefersDark.matches ? "dark" : "light")) === "dark";
-  theme.setAttribute("aria-pressed", String(dark));
+  theme.textContent = dark ? "Light" : "Dark"; // what it changes to
 }
 
 theme.hidden = false;
 setTheme(remembered());
 theme.addEventListener("click", () => {
-  const value = theme.getAttribute("aria-pressed") === "true" ? "light" : "dark";
+  const value = theme.textContent.toLowerCase();
   remembered(value);
   setTheme(value);
 });
