@@ -66,6 +66,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
     "svg.hashsalt": "lodarepro",  # the same figure is the same bytes
     "text.color": INK,
+    "text.parse_math": False,  # a label's dollars are dollars
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -290,6 +291,8 @@ def _sizes(filled: FilledTable, place: int) -> _Sketch | None:
     shown = [row for row in filled.rows if row.trainable and (row.cells[place].n or row.cells[place].printed)]
     if len(shown) < 2 or not any(row.cells[place].n for row in shown):
         return None
+    from matplotlib.ticker import EngFormatter
+
     column = filled.columns[place]
     printed = any(row.cells[place].printed for row in shown)
     sketch = _sketch(
@@ -316,6 +319,7 @@ def _sizes(filled: FilledTable, place: int) -> _Sketch | None:
             taken.append((row.trainable, cell.mean))
         points.setdefault(_series_of(row), []).append((row.row.label, *taken[-1], colour))
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("trainable parameters")
     axes.set_ylabel(_axis(column))
     axes.margins(x=0.12, y=0.12)

@@ -36,7 +36,7 @@ KINDS = {
     "validation": "Validation loss",
 }
 """kinds of figures and what stands above them"""
-VERDICTS = {"within print": "✓", "within reruns": "≈", "outside": "✗"}
+VERDICTS = {"within print": "✓", "within reruns": "◐", "outside": "✗"}
 """signs of the verdicts, so that they are told apart without colour"""
 
 

@@ -185,7 +185,7 @@ function prepared(set) {
   };
   small.all = set.contexts.map((_, i) => [small.context[i], small.references[i], small.hypotheses[i]].join("\n"));
   for (const system of set.systems) system.cut = new Set(system.unfinished);
-  return { ...set, small, hidden: new Set(set.systems.keys().drop(SIDE_BY_SIDE)) };
+  return { ...set, small, hidden: new Set([...set.systems.keys()].slice(SIDE_BY_SIDE)) };
 }
 
 function options(select, found) {
@@ -196,7 +196,12 @@ function options(select, found) {
 
 async function choose() {
   at("status").textContent = "unpacking the texts …";
-  test = await unpacked(Number(at("set").value));
+  try {
+    test = await unpacked(Number(at("set").value));
+  } catch (error) {
+    at("status").textContent = "The texts can't be unpacked by this browser (" + error + "); open the page in a newer one.";
+    return;
+  }
   const systems = test.systems.map((system, i) => [i, system.label]);
   options(at("a"), systems);
   options(at("b"), systems);
