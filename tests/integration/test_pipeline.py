@@ -73,7 +73,8 @@ def test_a_run_leaves_a_record(finished):
     assert {split: data[split]["origin"] for split in data} == dict.fromkeys(("train", "valid", "test"), "embedded")
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert checkpoints["best"] == checkpoints["last"]  # so that there is one file of it
-    assert files == {"record.json", "adapter.safetensors", "steps.csv", "evaluations/last-test.jsonl", ".lock"}
+    evaluated = {"evaluations/last-test.jsonl", "evaluations/last-test.values.json"}
+    assert files == {"record.json", "adapter.safetensors", "steps.csv", ".lock", *evaluated}
     steps = (folder / "steps.csv").read_text().splitlines()
     assert steps[0] == "step,lr,loss"
     assert len(steps) == 1 + record.training["steps"]

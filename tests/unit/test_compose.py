@@ -121,12 +121,12 @@ def test_end_tokens_are_two_newlines_not_a_backslash():
         (
             "methd=lora",
             "methd=lora: no such key or choice; did you mean 'method'? "
-            "(valid: data, dataset, decode, method, model, protocol, results, runtime, seed, sweep, train)",
+            "(valid: data, dataset, decode, logger, method, model, protocol, results, runtime, seed, sweep, train)",
         ),
         (
             "=3",
             "=3: no such key or choice "
-            "(valid: data, dataset, decode, method, model, protocol, results, runtime, seed, sweep, train)",
+            "(valid: data, dataset, decode, logger, method, model, protocol, results, runtime, seed, sweep, train)",
         ),
         ("method.rnk=8", f"method.rnk=8: no such key 'rnk' in 'method'; did you mean 'rank'? (valid: {KEYS_OF_LORA})"),
         (

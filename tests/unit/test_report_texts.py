@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def put(root: Path, one: Record, segments: Sequence[Decoded]) -> Path:
     return folder
 
 
-def table(cell: Run, *groups: tuple[str | None, dict[str, Sequence[Record]]]) -> FilledTable:
+def table(cell: Run, *groups: tuple[str | None, Mapping[str, Sequence[Record]]]) -> FilledTable:
     """A filled table of nothing but what choosing looks at."""
 
     def row(label: str, found: Sequence[Record]) -> FilledRow:
@@ -113,7 +113,7 @@ def shown(chosen: Sequence[Chosen]) -> list[tuple[str, str]]:
 
 
 def test_of_each_row_the_first_seed_is_shown_in_the_order_of_the_rows(cell: Run):
-    rows = {
+    rows: dict[str, list[Record]] = {
         "B": [record(f"b_s{seed}", seed=seed, method="bitfit") for seed in (3, 1, 2)],
         "Not run": [],
         "A": [record(f"a_s{seed}", seed=seed, file=f"evaluations/{seed}.jsonl") for seed in (2, 5)],
@@ -229,9 +229,7 @@ def test_other_segments_than_the_first_runs_are_left_out_with_a_warning(
     assert [system.label for system in found.systems] == ["a", "c"]
     (warning,) = log.records
     assert warning.levelno == logging.WARNING
-    assert (
-        warning.getMessage() == f"{folder / LAST}: its segments are not those of other runs; left out of the report"
-    )
+    assert warning.getMessage() == f"{folder / LAST}: its segments are not those of other runs; left out of the report"
 
 
 def test_damaged_texts_are_left_out_with_a_warning(tmp_path: Path, log: pytest.LogCaptureFixture):
