@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -313,7 +314,10 @@ def read_steps(path: Path) -> list[float]:
     """
     try:
         lines = path.read_text(encoding="ascii").splitlines()
-        return [float(line.split(",")[2]) for line in lines[1:]]
+        losses = [float(line.split(",")[2]) for line in lines[1:]]
+        if not all(map(math.isfinite, losses)):
+            raise ValueError
+        return losses
     except FileNotFoundError:
         return []
     except OSError as e:

@@ -7,6 +7,7 @@ colours follow the page's theme. Rows are told apart by marker, line style and l
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lodarepro import records
+from lodarepro.errors import BadInput
 from lodarepro.report import units
 from lodarepro.report.aggregate import Cell, FilledRow, FilledTable
 
@@ -26,22 +28,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+logger = logging.getLogger(__name__)
+
 WIDTH = 5.2  # inches: legible in a column of a paper and on a phone
 HEIGHT = 3.3
 DPI = 200
 ROW = 0.21  # inches a row of print against ours
 LABEL = 0.135  # inches a label at the end of a line
+LONGEST = 32  # characters of a label; the whole of it is shown where its point is pointed at
 POINTS = 120  # of a training curve
 STRAY = 6.0  # ranges between the quartiles
 FEWEST_RANKS = 3
 """ranks from which a method has a curve over them"""
 
-INK, FAINT, PAPER = "#1c1e21", "#d9dce1", "#ffffff"
+INK, FAINT, PAPER, RERUNS = "#1c1e21", "#d9dce1", "#ffffff", "#8d959e"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a8548c", "#b8860b", "#4d4d9f", "#5f6b73")
 """after Okabe and Ito's palette for all kinds of colour vision"""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-THEMED = {INK: "var(--ink)", FAINT: "var(--line)", PAPER: "var(--card)"} | {
+THEMED = {INK: "var(--ink)", FAINT: "var(--line)", PAPER: "var(--card)", RERUNS: "var(--reruns)"} | {
     colour: f"var(--series-{i})" for i, colour in enumerate(COLOURS)
 }
 """the colours that a page's theme gives"""
@@ -105,15 +110,64 @@ def of_table(filled: FilledTable, root: Path) -> list[Figure]:
     import matplotlib
 
     drawn = []
+    rows = _named(filled)
     with matplotlib.rc_context(STYLE):
         for draw in (_against_print, _ranks, _sizes):
             for place in range(len(filled.columns)):
-                if (sketch := draw(filled, place)) is not None:
+                if (sketch := draw(filled, rows, place)) is not None:
                     drawn.append(_finished(sketch, filled))
-        for sketch in (_training(filled, root), _validation(filled)):
+        for sketch in (_training(rows, root), _validation(rows)):
             if sketch is not None:
                 drawn.append(_finished(sketch, filled))
     return drawn
+
+
+def file_name(filled: FilledTable) -> str:
+    """The start of the names of a table's figures: its own, without what a file's name or a page's id can't hold."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", filled.table.name)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A row as figures show it.
+
+    Attributes:
+        row: with its cells.
+        name: its label, with its group's title where another group has the same.
+        series: what rows that differ in rank alone have in common: `LoRA r=4` is one of `LoRA`.
+        colour, marker: of the series, the same in all figures of a table.
+    """
+
+    row: FilledRow
+    name: str
+    series: str
+    colour: str
+    marker: str
+
+
+def _named(filled: FilledTable) -> list[_Named]:
+    pairs = [(group.title, row) for group in filled.groups for row in group.rows]
+
+    def told_apart(texts: Sequence[str]) -> list[str]:
+        groups: dict[str, set[str | None]] = {}
+        for (title, _), text in zip(pairs, texts, strict=True):
+            groups.setdefault(text, set()).add(title)
+        return [
+            f"{title}: {text}" if title and len(groups[text]) > 1 else text
+            for (title, _), text in zip(pairs, texts, strict=True)
+        ]
+
+    names = told_apart([row.row.label for _, row in pairs])
+    series = told_apart([re.sub(r" r=\d+", "", row.row.label) for _, row in pairs])
+    places = {name: i for i, name in enumerate(dict.fromkeys(series))}
+    return [
+        _Named(row, name, one, COLOURS[places[one] % len(COLOURS)], MARKERS[places[one] % len(MARKERS)])
+        for (_, row), name, one in zip(pairs, names, series, strict=True)
+    ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 @dataclass
@@ -154,7 +208,7 @@ def _finished(sketch: _Sketch, filled: FilledTable) -> Figure:
         sketch.canvas.savefig(file, format=form, dpi=DPI, metadata=metadata)
         files[form] = file.getvalue()
     metric = None if sketch.column is None else sketch.column.replace("/", "-")
-    name = "-".join(filter(None, (filled.table.name, sketch.kind, metric)))
+    name = "-".join(filter(None, (file_name(filled), sketch.kind, metric)))
     inline = _inline(files["svg"].decode(), name, f"{sketch.title}. {sketch.caption}", sketch.tips)
     return Figure(name, sketch.kind, sketch.column, sketch.caption, files["svg"], files["png"], inline)
 
@@ -163,7 +217,7 @@ def _inline(svg: str, name: str, described: str, tips: Mapping[str, str]) -> str
     """An SVG file's content as part of a page: ids of its own, the page's colours, titles on its points."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'\bid="|url\(#|xlink:href="#', lambda match: f"{match[0]}{name}-", svg)
     svg = re.sub("|".join(THEMED), lambda match: THEMED[match[0]], svg)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(described)}" ', 1)
     for key, text in tips.items():
@@ -174,21 +228,14 @@ def _inline(svg: str, name: str, described: str, tips: Mapping[str, str]) -> str
 # what is drawn ----------------------------------------------------------------------------------
 
 
-def _series_of(row: FilledRow) -> str:
-    """What rows that differ in rank alone have in common: `LoRA r=4` is one of `LoRA`."""
-    return row.row.label.partition(" r=")[0]
-
-
-def _looks(filled: FilledTable) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each series, the same in all figures of a table."""
-    names = dict.fromkeys(map(_series_of, filled.rows))
-    return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
-
-
-def _against_print(filled: FilledTable, place: int) -> _Sketch | None:
+def _against_print(filled: FilledTable, rows: Sequence[_Named], place: int) -> _Sketch | None:
     """Ours and print side by side, a row each, with the range of what others measured."""
-    shown = [row for row in filled.rows if row.row.printed and row.cells[place].printed is not None]
-    if not any(row.cells[place].n for row in shown):
+    shown = [
+        (one, one.row.cells[place], printed)
+        for one in rows
+        if one.row.row.printed and (printed := one.row.cells[place].printed) is not None
+    ]
+    if not any(cell.n for _, cell, _ in shown):
         return None
     column = filled.columns[place]
     sketch = _sketch(
@@ -200,35 +247,26 @@ def _against_print(filled: FilledTable, place: int) -> _Sketch | None:
         height=0.9 + ROW * len(shown),
     )
     axes = sketch.axes
-    means = [row.cells[place].mean for row in shown]
-    prints = [row.cells[place].printed for row in shown]
-    values = [mean for mean in means if mean is not None] + [p.value for p in prints if p is not None]
-    low, high = _without_strays(values)
-    for y, (row, printed) in enumerate(zip(shown, prints, strict=True)):
-        cell, colour = row.cells[place], COLOURS[0]
-        tip = f"{row.row.label}: {_told(cell, column)}"
-        assert printed is not None  # or it would not be shown
+    low, high = _without_strays(
+        [cell.mean for _, cell, _ in shown if cell.mean is not None] + [printed.value for _, _, printed in shown]
+    )
+    for y, (one, cell, printed) in enumerate(shown):
+        tip = f"{one.name}: {_told(cell, column)}"
         if any(value is not None and not low <= value <= high for value in (cell.mean, printed.value)):
-            axes.annotate(
-                f"off the axis: {_told(cell, column)}",
-                (0.01, y),
-                xycoords=("axes fraction", "data"),
-                fontsize=6.5,
-                va="center",
-            )
+            text = f"off the axis: {_told(cell, column)}"
+            axes.annotate(text, (0.01, y), xycoords=("axes fraction", "data"), fontsize=6.5, va="center")
             continue
         if cell.reruns is not None:
-            axes.plot(
-                [cell.reruns.low, cell.reruns.high], [y, y], color=FAINT, linewidth=5, solid_capstyle="round", zorder=1
-            )
+            ends = [cell.reruns.low, cell.reruns.high]
+            axes.plot(ends, [y, y], color=RERUNS, linewidth=4, solid_capstyle="round", zorder=1)
         _point(sketch, printed.value, y + 0.17, printed.spread, COLOURS[1], "D", tip, hollow=True, horizontal=True)
         if cell.mean is not None:
-            _point(sketch, cell.mean, y - 0.17, cell.std, colour, "o", tip, horizontal=True)
-    axes.set_yticks(range(len(shown)), [row.row.label for row in shown])
+            _point(sketch, cell.mean, y - 0.17, cell.std, COLOURS[0], "o", tip, horizontal=True)
+    axes.set_yticks(range(len(shown)), [_short(one.name) for one, _, _ in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(_axis(column))
-    _legend(axes, reruns=any(row.cells[place].reruns for row in shown), plain=True)
+    _legend(axes, reruns=any(cell.reruns for _, cell, _ in shown), plain=True)
     return sketch
 
 
@@ -239,18 +277,19 @@ def _without_strays(values: Sequence[float]) -> tuple[float, float]:
     return lower - reach, upper + reach
 
 
-def _ranks(filled: FilledTable, place: int) -> _Sketch | None:
+def _ranks(filled: FilledTable, rows: Sequence[_Named], place: int) -> _Sketch | None:
     """A curve over ranks for each method that has several, with the paper's."""
-    series: dict[str, dict[int, FilledRow]] = {}
-    for row in filled.rows:
-        rank = getattr(row.row.run.method, "rank", None)
+    series: dict[str, dict[int, _Named]] = {}
+    for one in rows:
+        rank = getattr(one.row.row.run.method, "rank", None)
         if rank is not None:
-            series.setdefault(_series_of(row), {})[rank] = row
-    curves = {name: rows for name, rows in series.items() if len(rows) >= FEWEST_RANKS}
-    if not any(row.cells[place].n for rows in curves.values() for row in rows.values()):
+            series.setdefault(one.series, {})[rank] = one
+    curves = {name: dict(sorted(ones.items())) for name, ones in series.items() if len(ones) >= FEWEST_RANKS}
+    cells = [one.row.cells[place] for ones in curves.values() for one in ones.values()]
+    if not any(cell.n for cell in cells):
         return None
     column = filled.columns[place]
-    printed = any(row.cells[place].printed for rows in curves.values() for row in rows.values())
+    printed = any(cell.printed for cell in cells)
     sketch = _sketch(
         "rank",
         f"{column.title} over rank",
@@ -259,23 +298,22 @@ def _ranks(filled: FilledTable, place: int) -> _Sketch | None:
     )
     axes = sketch.axes
     ends = []
-    for name, rows in curves.items():
-        colour, marker = _looks(filled)[name]
-        ours = [(rank, mean) for rank, row in sorted(rows.items()) if (mean := row.cells[place].mean) is not None]
-        print_ = [(rank, p.value) for rank, row in sorted(rows.items()) if (p := row.cells[place].printed)]
-        axes.plot(*zip(*print_, strict=True), color=colour, linestyle=DASHES[2], linewidth=1) if print_ else None
-        axes.plot(*zip(*ours, strict=True), color=colour) if ours else None
-        for rank, row in sorted(rows.items()):
-            cell = row.cells[place]
-            tip = f"{row.row.label}: {_told(cell, column)}"
+    for name, ones in curves.items():
+        colour, marker = (first := next(iter(ones.values()))).colour, first.marker
+        ours = [(rank, mean) for rank, one in ones.items() if (mean := one.row.cells[place].mean) is not None]
+        theirs = [(rank, figure.value) for rank, one in ones.items() if (figure := one.row.cells[place].printed)]
+        for points, style, width in ((theirs, DASHES[2], 1.0), (ours, DASHES[0], 1.3)):
+            axes.plot([x for x, _ in points], [y for _, y in points], color=colour, linestyle=style, linewidth=width)
+        for rank, one in ones.items():
+            cell = one.row.cells[place]
+            tip = f"{one.name}: {_told(cell, column)}"
             if cell.printed is not None:
                 _point(sketch, rank, cell.printed.value, cell.printed.spread, colour, marker, tip, hollow=True)
             if cell.mean is not None:
                 _point(sketch, rank, cell.mean, cell.std, colour, marker, tip)
-        last = (ours or print_)[-1:]
-        ends += [(name, x, y, colour) for x, y in last]
+        ends += [(name, x, y, colour) for x, y in (ours or theirs)[-1:]]
     axes.set_xscale("log", base=2)
-    ranks = sorted({rank for rows in curves.values() for rank in rows})
+    ranks = sorted({rank for ones in curves.values() for rank in ones})
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.minorticks_off()
     axes.set_xlabel("rank r")
@@ -286,38 +324,37 @@ def _ranks(filled: FilledTable, place: int) -> _Sketch | None:
     return sketch
 
 
-def _sizes(filled: FilledTable, place: int) -> _Sketch | None:
+def _sizes(filled: FilledTable, rows: Sequence[_Named], place: int) -> _Sketch | None:
     """Trainable parameters against score."""
-    shown = [row for row in filled.rows if row.trainable and (row.cells[place].n or row.cells[place].printed)]
-    if len(shown) < 2 or not any(row.cells[place].n for row in shown):
+    shown = [one for one in rows if one.row.trainable and (one.row.cells[place].n or one.row.cells[place].printed)]
+    if len(shown) < 2 or not any(one.row.cells[place].n for one in shown):
         return None
     from matplotlib.ticker import EngFormatter
 
     column = filled.columns[place]
-    printed = any(row.cells[place].printed for row in shown)
+    printed = any(one.row.cells[place].printed for one in shown)
     sketch = _sketch(
         "size",
         f"{column.title} over trainable parameters",
         "Ours: the mean over seeds ± standard deviation."
         + (" Hollow: as printed, at the counted number of parameters." if printed else "")
-        + (" Rows that train nothing have no place here." if any(not row.trainable for row in filled.rows) else ""),
+        + (" Rows that train nothing have no place here." if any(not one.row.trainable for one in rows) else ""),
         filled.table.columns[place].key,
         height=HEIGHT + 0.3,
     )
     axes = sketch.axes
     points: dict[str, list[tuple[str, float, float, str]]] = {}
     taken = []
-    for row in shown:
-        cell = row.cells[place]
-        colour, marker = _looks(filled)[_series_of(row)]
-        tip = f"{row.row.label}: {row.trainable:,} parameters, {_told(cell, column)}"
+    for one in shown:
+        cell, x = one.row.cells[place], one.row.trainable
+        tip = f"{one.name}: {x:,} parameters, {_told(cell, column)}"
         if cell.printed is not None:
-            _point(sketch, row.trainable, cell.printed.value, cell.printed.spread, colour, marker, tip, hollow=True)
-            taken.append((row.trainable, cell.printed.value))
+            _point(sketch, x, cell.printed.value, cell.printed.spread, one.colour, one.marker, tip, hollow=True)
+            taken.append((x, cell.printed.value))
         if cell.mean is not None:
-            _point(sketch, row.trainable, cell.mean, cell.std, colour, marker, tip)
-            taken.append((row.trainable, cell.mean))
-        points.setdefault(_series_of(row), []).append((row.row.label, *taken[-1], colour))
+            _point(sketch, x, cell.mean, cell.std, one.colour, one.marker, tip)
+            taken.append((x, cell.mean))
+        points.setdefault(one.series, []).append((one.name, *taken[-1], one.colour))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("trainable parameters")
@@ -339,20 +376,20 @@ def _sizes(filled: FilledTable, place: int) -> _Sketch | None:
     return sketch
 
 
-def _training(filled: FilledTable, root: Path) -> _Sketch | None:
+def _training(rows: Sequence[_Named], root: Path) -> _Sketch | None:
     """The training loss of each row: means over pieces of the training, then over seeds."""
     curves: list[_Curve] = []
-    for row in filled.rows:
+    for one in rows:
         seeds = []
-        for record in row.records:
-            losses = np.array(records.read_steps(root / records.RUNS / record.id / records.STEPS))
+        for record in one.row.records:
+            losses = np.array(_step_losses(root / records.RUNS / record.id / records.STEPS))
             if losses.size:
                 pieces = np.array_split(losses, min(POINTS, losses.size))
                 ends = np.cumsum([len(piece) for piece in pieces])
                 seeds.append((ends, np.array([piece.mean() for piece in pieces])))
         if seeds:
             shortest = min(len(ends) for ends, _ in seeds)  # equal unless the seeds' data differ
-            curves.append((row, seeds[0][0][:shortest], np.mean([values[:shortest] for _, values in seeds], axis=0)))
+            curves.append((one, seeds[0][0][:shortest], np.mean([values[:shortest] for _, values in seeds], axis=0)))
     if not curves:
         return None
     sketch = _sketch(
@@ -362,21 +399,30 @@ def _training(filled: FilledTable, root: Path) -> _Sketch | None:
         "training, then over seeds.",
         height=max(HEIGHT, 0.8 + LABEL * len(curves)),
     )
-    _losses(sketch, curves, _looks(filled), x_title="step", markers=False)
+    _losses(sketch, curves, x_title="step", markers=False)
     return sketch
 
 
-def _validation(filled: FilledTable) -> _Sketch | None:
+def _step_losses(path: Path) -> list[float]:
+    """The losses of a run; none, with a warning, where its file is damaged: a report is not lost for it."""
+    try:
+        return records.read_steps(path)
+    except BadInput as e:
+        logger.warning("%s; the report is without its training loss", e)
+        return []
+
+
+def _validation(rows: Sequence[_Named]) -> _Sketch | None:
     """The validation loss of each row after each epoch, the mean over seeds."""
     curves: list[_Curve] = []
-    for row in filled.rows:
+    for one in rows:
         found: dict[int, list[float]] = {}
-        for record in row.records:
+        for record in one.row.records:
             for epoch in record.training["epochs"]:
                 found.setdefault(epoch["epoch"], []).append(epoch["val_loss"])
         if found:
             x = np.array(sorted(found))
-            curves.append((row, x, np.array([fmean(found[int(epoch)]) for epoch in x])))
+            curves.append((one, x, np.array([fmean(found[int(epoch)]) for epoch in x])))
     if max((len(x) for _, x, _ in curves), default=0) < 2:  # no curve
         return None
     sketch = _sketch(
@@ -385,36 +431,33 @@ def _validation(filled: FilledTable) -> _Sketch | None:
         "Nats a token, without label smoothing, after each epoch; the mean over seeds.",
         height=max(HEIGHT, 0.8 + LABEL * len(curves)),
     )
-    _losses(sketch, curves, _looks(filled), x_title="epoch", markers=True)
+    _losses(sketch, curves, x_title="epoch", markers=True)
     return sketch
 
 
 # how it is drawn --------------------------------------------------------------------------------
 
 
-_Curve = tuple[FilledRow, NDArray[np.integer], NDArray[np.floating]]
+_Curve = tuple[_Named, NDArray[np.integer], NDArray[np.floating]]
 """a row, where on the x axis, the losses"""
 
 
-def _losses(
-    sketch: _Sketch, curves: Sequence[_Curve], looks: Mapping[str, tuple[str, str]], *, x_title: str, markers: bool
-) -> None:
+def _losses(sketch: _Sketch, curves: Sequence[_Curve], *, x_title: str, markers: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes = sketch.axes
     ends = []
-    for i, (row, x, y) in enumerate(curves):
-        colour, marker = looks[_series_of(row)]
+    for i, (one, x, y) in enumerate(curves):
         axes.plot(
             x,
             y,
-            color=colour,
+            color=one.colour,
             linestyle=DASHES[i % len(DASHES)],
             linewidth=1.1,
-            marker=marker if markers else None,
-            gid=sketch.tip(f"{row.row.label}: {y[-1]:.3f} at {x_title} {x[-1]}"),
+            marker=one.marker if markers else None,
+            gid=sketch.tip(f"{one.name}: {y[-1]:.3f} at {x_title} {x[-1]}"),
         )
-        ends.append((row.row.label, float(x[-1]), float(y[-1]), colour))
+        ends.append((one.name, float(x[-1]), float(y[-1]), one.colour))
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(
@@ -465,7 +508,7 @@ def _end_labels(sketch: _Sketch, ends: Sequence[tuple[str, float, float, str]]) 
     right = max((end[1] for end in ordered), default=0)
     for (label, x, y, colour), place in zip(ordered, places, strict=True):
         axes.annotate(
-            label,
+            _short(label),
             xy=(x, y),
             xytext=(1.03, place),
             textcoords="axes fraction",
@@ -509,7 +552,8 @@ def _beside_points(
     inside = axes.get_window_extent()
     boxes = [(x - 4, y - 4, x + 4, y + 4) for x, y in axes.transData.transform(np.array(taken))]
     scale = canvas.dpi / 72
-    for label, x, y, colour in points:
+    for whole, x, y, colour in points:
+        label = _short(whole)
         at_x, at_y = axes.transData.transform((x, y))
         wide, high = 3.9 * scale * len(label), 7.5 * scale
         for dx, dy in _around_a_point():
@@ -556,7 +600,7 @@ def _legend(axes: Axes, *, reruns: bool = False, plain: bool = False) -> None:
         Line2D([], [], linestyle="", marker="D" if plain else "o", color=printed, markerfacecolor=PAPER, label="print"),
     ]
     if reruns:
-        marks.append(Line2D([], [], color=FAINT, linewidth=5, label="reruns"))
+        marks.append(Line2D([], [], color=RERUNS, linewidth=4, label="reruns"))
     axes.figure.legend(
         handles=marks,
         loc="outside upper right",
