@@ -50,7 +50,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	@$(BIN)/lodarepro table mini --run --seeds 1 results.root=demo hydra/launcher=parallel $(ARGS)
-	@$(BIN)/lodarepro report mini --seeds 1 results.root=demo $(ARGS)
+	@$(BIN)/lodarepro report mini --seeds 1 results.root=demo $(filter-out -%,$(ARGS))
 
 tables: setup
 	@$(BIN)/lodarepro table $(TABLES) $(ARGS)

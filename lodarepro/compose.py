@@ -471,6 +471,18 @@ def plain(run: config.Run) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(run)))
 
 
+def without_places(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What `plain` gives, as others may see it: without this machine's folders, and without the logger."""
+    shown = {name: part for name, part in tree.items() if name not in ("data", "results", "logger")}
+    for section in ("model", "method_file"):
+        if shown.get(section) and shown[section].get("path"):
+            shown[section] = {**shown[section], "path": Path(shown[section]["path"]).name}
+    if "files" in shown["dataset"]:
+        files = {split: Path(file).name for split, file in shown["dataset"]["files"].items()}
+        shown["dataset"] = {**shown["dataset"], "files": files}
+    return shown
+
+
 def plain_defaults(section: str) -> dict[str, Any]:
     """A section of a run, other than its method, as its dataclass starts it."""
     return json.loads(json.dumps(_defaults(config.SECTIONS[section])))

@@ -21,6 +21,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Precision = Literal["fp32", "tf32", "bf16"]
 """fp32: the reference; tf32: matrix products of GPUs at reduced precision; bf16: autocast, weights in fp32"""
+WandbMode = Literal["online", "offline", "disabled"]
 CHECKPOINT = r"last|best|epoch-[1-9]\d*"
 """names of checkpoints"""
 
@@ -284,10 +285,10 @@ class Logger:
     """team or user; None: the account's own"""
     group: str | None = None
     """runs shown together; None: those that differ in the seed alone"""
-    tags: tuple[str, ...] = ()
-    """by which runs are found"""
-    mode: Literal["online", "offline"] | None = None
-    """offline: kept below the run's folder until `wandb sync` sends it; None: WANDB_MODE, else online"""
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
+    """by which runs are found; up to 64 characters each"""
+    mode: WandbMode | None = None
+    """offline: kept below the run's folder until `wandb sync` sends it; disabled; None: WANDB_MODE, else online"""
 
 
 Target = Literal["q", "k", "v", "o", "up", "down"]

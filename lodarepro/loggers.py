@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lodarepro import config, records
 from lodarepro.errors import BadInput, Stopped
@@ -40,20 +40,41 @@ ValuesOf = Callable[[str], Mapping[str, Sequence[float]]]
 class Log:
     """Where the course of a run goes; this one keeps nothing.
 
+    Whatever fails in it is told once, and the run goes on without.
+
     Attributes:
-        every: steps from one logged training loss to the next; None: none are wanted.
+        every: steps from one logged training loss to the next; None: none are wanted, or no longer.
     """
 
+    name = "none"
     every: int | None = None
 
     def begin(self, step: int) -> None:
         """The training goes on after so many steps; what was logged of later ones is done again."""
+        self._tried(lambda: self._begin(step))
 
     def row(self, values: Mapping[str, float]) -> None:
         """Figures after a step: `step`, and of `epoch`, `loss`, `lr`, `val_loss` what there is."""
+        self._tried(lambda: self._row(values))
 
     def record(self, record: Record, values_of: ValuesOf) -> None:
         """The run is finished: its record, and what gives each segment's figures in a file of its hypotheses."""
+        self._tried(lambda: self._record(record, values_of))
+
+    def _begin(self, step: int) -> None: ...
+
+    def _row(self, values: Mapping[str, float]) -> None: ...
+
+    def _record(self, record: Record, values_of: ValuesOf) -> None: ...
+
+    def _tried(self, work: Callable[[], Any]) -> None:
+        if self.every is None:
+            return
+        try:
+            work()
+        except Exception as e:  # of another's code, or of a disk: neither is worth a run
+            self.every = None
+            logger.warning("logger=%s: %s; the run goes on without", self.name, _first_line(e))
 
 
 NOTHING = Log()
@@ -68,9 +89,12 @@ def check(settings: config.Logger) -> None:
     if settings.name != "wandb":
         return
     wandb = _wandb()
-    if not _online(settings):
+    if _mode(settings) != "online":
         return
-    server = wandb.setup().settings.base_url
+    try:
+        server = wandb.setup().settings.base_url
+    except ValueError as e:  # pydantic's, of an environment variable or a file of settings
+        raise BadInput(f"logger=wandb: its settings can't be read ({_first_line(e)}); check WANDB_*") from None
     if reason := unreachable(server):
         raise BadInput(f"logger=wandb: the server gives no answer ({reason}); {WAYS_OUT}")
     try:
@@ -105,19 +129,22 @@ def opened(settings: config.Logger, folder: Path, described: Mapping[str, Any]) 
 class _Csv(Log):
     """A line for each logged loss and each epoch; those of an interrupted run are the same bytes in the end."""
 
+    name = "csv"
+
     def __init__(self, path: Path, every: int) -> None:
         self.every = every
         self._path = path
 
-    def begin(self, step: int) -> None:
+    def _begin(self, step: int) -> None:
         try:
             with self._path.open(newline="", encoding="ascii") as file:
-                kept = [row for row in csv.DictReader(file) if row["step"].isdecimal() and int(row["step"]) <= step]
-        except (OSError, ValueError, KeyError, AttributeError, csv.Error):  # not there, or damaged
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a torn one has too few
+            kept = [row for row in rows if row["step"].isdecimal() and int(row["step"]) <= step]
+        except (OSError, ValueError, KeyError, csv.Error):  # not there, or damaged
             kept = []
         write_atomically(self._path, (",".join(COLUMNS) + "\n" + "".join(map(_csv_line, kept))).encode())
 
-    def row(self, values: Mapping[str, float]) -> None:
+    def _row(self, values: Mapping[str, float]) -> None:
         with self._path.open("a", encoding="ascii") as file:
             file.write(_csv_line({key: f"{value:.9g}" for key, value in values.items()}))
 
@@ -134,13 +161,17 @@ def _csv_line(values: Mapping[str, str]) -> str:
 class _WandbLog(Log):
     """A run at Weights & Biases: configuration, curves over our own steps, scores, tables of hypotheses."""
 
+    name = "wandb"
+
     def __init__(self, wandb: Any, run: Any, folder: Path, every: int) -> None:
         self.every = every
         self._wandb, self._run, self._folder = wandb, run, folder
+
+    def _begin(self, step: int) -> None:
         # A resumed run logs some steps again, which only axes of our own allow.
-        run.define_metric("step", hidden=True)
+        self._run.define_metric("step", hidden=True)
         for key in KEYS.values():
-            run.define_metric(key, step_metric="step")
+            self._run.define_metric(key, step_metric="step")
 
     @classmethod
     @contextmanager
@@ -156,16 +187,18 @@ class _WandbLog(Log):
                 name=folder.name,
                 id=_kept_id(folder),
                 resume="allow",
-                mode="online" if _online(settings) else "offline",
+                reinit="finish_previous",
+                mode=_mode(settings),
                 dir=folder,
                 config=dict(described),
                 settings=wandb.Settings(silent=True, console="off", disable_git=True),  # the record has the commit
             )
-        except (wandb.Error, OSError) as e:
+        except Exception as e:  # its own errors, pydantic's of its settings, those of a service that doesn't start
             raise BadInput(f"logger=wandb: the run can't be begun there ({_first_line(e)}); {WAYS_OUT}") from None
         finally:
             sys.excepthook, sys.exit = hooks  # wandb puts its own there, and leaves them
-        logger.info("Weights & Biases: %s", begun.url or f"offline in {begun.dir}; `wandb sync` sends it")
+        if _mode(settings) != "disabled":
+            logger.info("Weights & Biases: %s", begun.url or f"offline in {begun.dir}; `wandb sync` sends it")
         log = cls(wandb, begun, folder, settings.every)
         try:
             yield log
@@ -174,11 +207,8 @@ class _WandbLog(Log):
             raise
         log._end(None)
 
-    def row(self, values: Mapping[str, float]) -> None:
-        self._tried(lambda: self._run.log({KEYS.get(key, key): value for key, value in values.items()}))
-
-    def record(self, record: Record, values_of: ValuesOf) -> None:
-        self._tried(lambda: self._record(record, values_of))
+    def _row(self, values: Mapping[str, float]) -> None:
+        self._run.log({KEYS.get(key, key): value for key, value in values.items()})
 
     def _record(self, record: Record, values_of: ValuesOf) -> None:
         self._run.config.update({"provenance": record.provenance, "parameters": record.parameters})
@@ -203,18 +233,9 @@ class _WandbLog(Log):
     def _end(self, fault: BaseException | None) -> None:
         if isinstance(fault, Stopped):  # the same command continues
             self._tried(self._run.mark_preempting)
+        self.every = self.every or 1  # whatever failed before: the next run of this process would go on in this one
         status = 0 if fault is None else getattr(fault, "exit_code", 1)
         self._tried(lambda: self._run.finish(exit_code=status))
-
-    def _tried(self, work: Callable[[], Any]) -> None:
-        """Do it, unless something failed before; a run is not lost for it."""
-        if self.every is None:
-            return
-        try:
-            work()
-        except (self._wandb.Error, OSError) as e:
-            self.every = None
-            logger.warning("logger=wandb: %s; the run goes on without", _first_line(e))
 
 
 def _wandb() -> Any:
@@ -233,8 +254,11 @@ def _wandb() -> Any:
     return wandb
 
 
-def _online(settings: config.Logger) -> bool:
-    return (settings.mode or os.environ.get("WANDB_MODE", "online")) == "online"
+def _mode(settings: config.Logger) -> str:
+    mode = settings.mode or os.environ.get("WANDB_MODE") or "online"
+    if mode not in (modes := get_args(config.WandbMode)):
+        raise BadInput(f"WANDB_MODE={mode}: none of {', '.join(modes)}")
+    return mode
 
 
 def _kept_id(folder: Path) -> str:

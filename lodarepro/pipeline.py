@@ -138,7 +138,7 @@ def _execute(run: config.Run, doing: _Doing, *, retry: bool) -> tuple[Path, Reco
             return folder, taken, True
         doing.processes.told(_BEGUN)
         with _failure_noted(folder, run, compose.identity(run, checksums), doing.signals):
-            with loggers.opened(run.logger, folder, compose.plain(run)) as log:
+            with loggers.opened(run.logger, folder, compose.without_places(compose.plain(run))) as log:
                 record = _recorded(run, folder, taken, inputs, replace(doing, log=log))
             doing.processes.told(_BEGUN)
     return folder, record, False

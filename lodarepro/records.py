@@ -33,6 +33,13 @@ SCHEMA = 1
 """Raised when a reader of old records would misread new ones."""
 
 RECORD, ADAPTER, STEPS, EVALUATIONS = "record.json", "adapter.safetensors", "steps.csv", "evaluations"
+NEEDED = (
+    *("config.dataset.name", "config.dataset.suite", "config.model.name", "config.method.name", "config.protocol.name"),
+    *("config.seed", "identity.checksums.test", "identity.checksums.model", "identity.protocol_version"),
+    *("provenance.code.version", "provenance.packages", "provenance.machine", "provenance.device", "provenance.data"),
+    *("parameters.trainable", "parameters.total", "training.steps", "training.seconds"),
+)
+"""what readers of a record rely on"""
 RUNS = "runs"
 """folder below `results.root` that holds one folder a run"""
 FAILURE = "failure.json"
@@ -148,10 +155,13 @@ def read(folder: Path) -> Record | None:
             Evaluation(**{**e, "scores": {key: _score(s) for key, s in e["scores"].items()}})
             for e in tree["evaluations"]
         )
-        record = Record(**tree)
-        for part in (record.config, record.identity, record.provenance, record.parameters, record.training):
-            part.keys()
-        return record
+        for path_in_it in NEEDED:
+            part = tree
+            for key in path_in_it.split("."):
+                part = part[key]
+        if not any(e.subset == "all" for e in tree["evaluations"]) or not tree["training"]["epochs"]:
+            raise ValueError("it holds no evaluation, or no epoch")
+        return Record(**tree)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BadInput(f"{path} is not a record ({e}); delete it to run again") from None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -62,16 +63,21 @@ def segment_values(folder: Path, record: Record, file: str) -> dict[str, list[fl
         BadInput: as `measure_file`.
     """
     texts = folder / file
-    scores = next(e.scores for e in record.evaluations if e.hypotheses == file and e.subset == metrics.ALL)
-    with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: it is derived again
+    evaluation = next(e for e in record.evaluations if e.hypotheses == file and e.subset == metrics.ALL)
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # not there, or damaged: derived again
         tree = json.loads(_values_file(texts).read_text(encoding="ascii"))
-        signatures = {key: score.signature for key, score in scores.items()}
-        if tree["texts"] == _sha256(texts) and tree["signatures"] == signatures:
+        signatures = {key: score.signature for key, score in evaluation.scores.items()}
+        fitting = tree["texts"] == _sha256(texts) and tree["signatures"] == signatures
+        if fitting and tree["values"].keys() <= signatures.keys() and _whole(tree["values"], evaluation.segments):
             return dict(tree["values"])
     found = measure_file(folder, record, file)
     with suppress(OSError):  # a folder of results may be there to be read only
         keep_values(texts, found)
     return _values(found)
+
+
+def _whole(values: Mapping[str, Sequence[float]], segments: int) -> bool:
+    return all(len(figures) == segments and all(map(math.isfinite, figures)) for figures in values.values())
 
 
 def _values(found: Measurement) -> dict[str, list[float]]:

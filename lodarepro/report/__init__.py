@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lodarepro import records
+from lodarepro.errors import BadInput
 from lodarepro.files import write_atomically
+from lodarepro.report.summary import counted
 
 if TYPE_CHECKING:
     from lodarepro.archive import Archive
@@ -31,10 +34,13 @@ def write(filled: Sequence[FilledTable], archive: Archive, root: Path) -> Path:
         The page: one file that needs no other.
 
     Raises:
-        BadInput: it can't be written, or what a figure is made of is corrupt.
+        BadInput: it can't be written, or two tables have the same name.
     """
     from lodarepro.report import figures, html, texts
 
+    names = Counter(figures.file_name(table) for table in filled)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise BadInput(f"{counted(names[twice[0]], 'table')} would share the name {twice[0]}; name each once")
     drawn = [figures.of_table(table, root) for table in filled]
     chosen = texts.choose(filled, archive.finished)
     side_by_side = texts.side_by_side(chosen, root)
@@ -47,5 +53,6 @@ def write(filled: Sequence[FilledTable], archive: Archive, root: Path) -> Path:
         for figure in (figure for of_one in drawn for figure in of_one):
             write_atomically(page.parent / FIGURES / f"{figure.name}.svg", figure.svg)
             write_atomically(page.parent / FIGURES / f"{figure.name}.png", figure.png)
-        write_atomically(page, html.render(contents).encode())
+        # A text may hold half a surrogate pair, which no encoding has.
+        write_atomically(page, html.render(contents).encode(errors="replace"))
     return page

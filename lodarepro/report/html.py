@@ -17,6 +17,7 @@ from importlib import resources
 from typing import Any
 
 from lodarepro import __version__
+from lodarepro.compose import without_places
 from lodarepro.metrics import ALL
 from lodarepro.records import Failure, Record
 from lodarepro.report import table as shown
@@ -87,17 +88,16 @@ def render(contents: Contents) -> str:
         counted=counted,
         kinds=KINDS,
         signs=VERDICTS,
-        tables=[_table(*pair) for pair in zip(contents.tables, contents.figures, strict=True)],
+        tables=[_table(*both) for both in zip(contents.tables, contents.figures, strict=True)],
         suites=_suites(contents.finished),
         failures=contents.failures,
         texts=[
             {"name": test.name, "segments": len(test.contexts), "packed": _packed(_texts(test))}
             for test in contents.texts
         ],
-        systems=max((len(test.systems) for test in contents.texts), default=0),
         data=_json_in_html(
             {
-                "tables": {filled.table.name: shown.as_tree(filled) for filled in contents.tables},
+                "tables": [_tree(filled) for filled in contents.tables],
                 "runs": {record.id: _run(record) for record in contents.finished},
             }
         ),
@@ -108,24 +108,30 @@ def _file(name: str) -> str:
     return resources.files("lodarepro.report").joinpath("page", name).read_text(encoding="utf-8")
 
 
+def _json(tree: Any) -> str:
+    return json.dumps(tree, allow_nan=False, separators=(",", ":"))
+
+
 def _json_in_html(tree: Any) -> str:
     """JSON that holds nothing that a parser of HTML would take for the end of it."""
-    text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return _json(tree).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _packed(tree: Any) -> str:
     """JSON in gzip in base64: texts of one context are much alike, and pack to a tenth."""
-    text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(_json(tree).encode(), compresslevel=6, mtime=0)).decode()
 
 
 def _texts(test: SideBySide) -> dict[str, Any]:
     return {
         "name": test.name,
-        "sha256": test.sha256,
         "metrics": [
-            {"key": key, "title": column.title, "decimals": column.decimals, "higher": column.title.endswith("↑")}
+            {
+                "key": key,
+                "title": column.title,
+                "decimals": column.decimals,
+                "higher": units.higher_is_better(test.suite, key),
+            }
             for key, column in test.columns.items()
         ],
         "contexts": test.contexts,
@@ -150,7 +156,7 @@ def _texts(test: SideBySide) -> dict[str, Any]:
 def _run(record: Record) -> dict[str, Any]:
     """What stands behind a run's numbers."""
     return {
-        "config": record.config,
+        "config": without_places(record.config),
         "provenance": record.provenance,
         "checksums": record.identity["checksums"],
         "protocol_version": record.identity["protocol_version"],
@@ -169,6 +175,14 @@ def _run(record: Record) -> dict[str, Any]:
             for e in record.evaluations
         ],
     }
+
+
+def _tree(filled: FilledTable) -> dict[str, Any]:
+    """A table's figures for the page's script, its columns with their titles."""
+    tree = shown.as_tree(filled)
+    for column, shown_as in zip(tree["columns"], filled.columns, strict=True):
+        column["title"] = shown_as.title
+    return tree
 
 
 def _table(filled: FilledTable, figures: Sequence[Figure]) -> dict[str, Any]:

@@ -358,6 +358,7 @@ def _row_tree(filled: FilledTable, row: FilledRow, group: str | None) -> dict[st
         "million": row.row.million,
         **({"qkv_macs_per_token": row.macs, "printed_qkv_macs_per_token": row.row.macs} if row.macs else {}),
         "runs": [record.id for record in row.records],
+        "hypotheses": row.texts,
         "failures": row.failures,
         "notes": row.notes,
         "reruns": [

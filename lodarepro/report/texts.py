@@ -61,7 +61,7 @@ class SideBySide:
 
     Attributes:
         name: of the dataset.
-        sha256: of its test file.
+        suite: of metrics.
         columns: metrics that have a figure for each segment, to how they are shown.
         contexts: one a segment.
         references: one or more a segment.
@@ -70,7 +70,7 @@ class SideBySide:
     """
 
     name: str
-    sha256: str
+    suite: str
     columns: dict[str, units.Column]
     contexts: tuple[str, ...]
     references: tuple[tuple[str, ...], ...]
@@ -99,8 +99,16 @@ def choose(filled: Sequence[FilledTable], finished: Iterable[Record]) -> list[Ch
         if record.id not in known and (cell := _cell(record)) not in cells:
             cells.add(cell)
             add(method_of(record), record, record.evaluations[0].hypotheses, None)
-    hashes = [one.record.id.rpartition("_")[2] for one in found.values()]
-    return _told_apart(_told_apart(list(found.values()), list(origins.values())), hashes)
+    chosen = list(found.values())
+    hashes = [one.record.id.rpartition("_")[2] for one in chosen]
+    for more in (list(origins.values()), hashes, [Path(one.file).stem for one in chosen]):
+        chosen = _told_apart(chosen, more)
+    return chosen
+
+
+def _test(record: Record) -> tuple[str, str]:
+    """What texts stand side by side by: the test file, and what they are scored with."""
+    return record.identity["checksums"]["test"], record.config["dataset"]["suite"]
 
 
 def _cell(record: Record) -> str:
@@ -110,7 +118,7 @@ def _cell(record: Record) -> str:
 
 def _told_apart(chosen: Sequence[Chosen], more: Sequence[str]) -> list[Chosen]:
     """The same with more in the labels of those that would look alike beside each other."""
-    keys = [(one.record.identity["checksums"]["test"], one.label) for one in chosen]
+    keys = [(*_test(one.record), one.label) for one in chosen]
     counts = Counter(keys)
     return [
         one if counts[key] == 1 else replace(one, label=f"{one.label} ({text})")
@@ -127,15 +135,15 @@ def side_by_side(chosen: Sequence[Chosen], root: Path) -> list[SideBySide]:
         chosen: the runs; those without their texts are left out.
         root: the results folder that they are in.
     """
-    of: dict[str, list[Chosen]] = {}
+    of: dict[tuple[str, str], list[Chosen]] = {}
     for one in chosen:
         if (root / records.RUNS / one.record.id / one.file).exists():
-            of.setdefault(one.record.identity["checksums"]["test"], []).append(one)
-    found = [_of_one_test(sha256, runs, root) for sha256, runs in of.items()]
+            of.setdefault(_test(one.record), []).append(one)
+    found = [_of_one_test(runs, root) for runs in of.values()]
     return [test for test in found if test is not None]
 
 
-def _of_one_test(sha256: str, runs: Sequence[Chosen], root: Path) -> SideBySide | None:
+def _of_one_test(runs: Sequence[Chosen], root: Path) -> SideBySide | None:
     first: list[Decoded] = []
     systems: list[System] = []
     suite = runs[0].record.config["dataset"]["suite"]
@@ -170,7 +178,7 @@ def _of_one_test(sha256: str, runs: Sequence[Chosen], root: Path) -> SideBySide 
         return None
     return SideBySide(
         name=runs[0].record.config["dataset"]["name"],
-        sha256=sha256,
+        suite=suite,
         columns=columns,
         contexts=tuple(d.context for d in first),
         references=tuple(d.references for d in first),

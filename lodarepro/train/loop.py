@@ -286,15 +286,15 @@ class _Watch:
             self._logged = self._now
 
     def log(self) -> None:
-        """Tell the log what it has not had yet."""
-        every, step = self._log.every, self._progress.step
-        if every is None or step < self._told + every:
+        """Tell the log what it has not had yet: means of so many losses as it wants, and of what is left at the end."""
+        every, step, total = self._log.every, self._progress.step, len(self._progress.losses)
+        if every is None or (step < self._told + every and step < total):
             return
-        losses = self._progress.losses[self._told : step].cpu()
-        for i in range(0, len(losses) - every + 1, every):
-            self._told += every
-            rate = learning_rate(self._settings, self._told - 1, len(self._progress.losses))
-            self._log.row({"step": self._told, "loss": float(losses[i : i + every].mean()), "lr": rate})
+        for part in self._progress.losses[self._told : step].cpu().split(every):
+            if len(part) == every or step == total:
+                self._told += len(part)
+                rate = learning_rate(self._settings, self._told - 1, total)
+                self._log.row({"step": self._told, "loss": float(part.mean()), "lr": rate})
 
     def saved(self) -> None:
         """A checkpoint was written."""

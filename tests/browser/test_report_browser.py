@@ -11,9 +11,10 @@ import json
 import re
 import shutil
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,14 @@ def opened(browser: Any) -> Iterator[Opened]:
     assert faults.found == []
 
 
+def until(page: Any, expression: str, arg: object = None) -> None:
+    """Wait for something in the page; Playwright's own waiting is forbidden by the page's policy."""
+    end = time.monotonic() + PATIENCE / 1000
+    while not page.evaluate(expression, arg):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(10)
+
+
 def set_value(page: Any, id: str, value: str) -> None:
     if id == "search":
         page.fill("#search", value)
@@ -253,11 +262,11 @@ TIMED = """
 """
 
 
-@pytest.mark.parametrize(
-    ("id", "kind", "values"),
-    [
+def test_a_big_page_follows_at_once(big: Report, opened: Opened):
+    page = opened(big)
+    changes: list[tuple[str, str, list[str | None]]] = [
         ("search", "input", ["p", "pe", "per", "perr", "perri", ""]),
-        ("search", "input", ["zorbin", "zorbin h", "zorbin hall", "e", "a b"]),
+        ("search", "input", ["zorbin", "zorbin h", "zorbin hall", "e", "a b", ""]),
         ("sort", "change", ["worst", "best", "gain", "loss", "file"]),
         ("show", "change", ["differ", "a", "b", "unfinished", "all"]),
         ("a", "change", ["3", "5", "7", "0"]),
@@ -266,15 +275,15 @@ TIMED = """
         ("where", "change", ["context", "references", "hypotheses", "all"]),
         ("after", "click", [None] * 5),
         ("before", "click", [None] * 5),
-    ],
-    ids=["search", "words", "sort", "show", "a", "b", "metric", "where", "next", "previous"],
-)
-def test_a_big_page_follows_at_once(big: Report, opened: Opened, id: str, kind: str, values: list[str | None]):
-    page = opened(big)
-    page.evaluate(TIMED, [id, kind, values])  # a browser's first run is slower than all that a user sees
-    times = page.evaluate(TIMED, [id, kind, values])
-    print(id, [round(time, 1) for time in times])
-    assert statistics.median(times) < CHANGE
+    ]
+    slow = {}
+    for id, kind, values in changes:
+        page.evaluate(TIMED, [id, kind, values])  # a browser's first run is slower than all that a user sees
+        times = page.evaluate(TIMED, [id, kind, values])
+        print(id, [round(time, 1) for time in times])
+        if statistics.median(times) >= CHANGE:
+            slow[id] = times
+    assert slow == {}
 
 
 def test_a_sorted_and_searched_big_page_follows_at_once(big: Report, opened: Opened):
@@ -317,21 +326,20 @@ def searched(test: Texts, words: str, where: str) -> list[int]:
 WORDS = ("zorbin", "MIRISH food", "it is", "  quayside\t5 ", "<b>", "&amp;", "pell & sons", "מלון", "ærvik", "nowhere")
 
 
-@pytest.mark.parametrize("where", ["all", "context", "references", "hypotheses"])
-def test_search_finds_what_there_is(small: Report, opened: Opened, where: str):
+def test_search_finds_what_there_is(small: Report, opened: Opened):
     page = opened(small)
     test = small.tests[0]
-    set_value(page, "where", where)
-    hits = 0
-    for words in WORDS:
+    hits: dict[str, int] = {}
+    for where, words in product(("all", "context", "references", "hypotheses"), WORDS):
+        set_value(page, "where", where)
         set_value(page, "search", words)
         expected = searched(test, words, where)
-        assert shown(page) == expected, words
+        assert shown(page) == expected, (where, words)
         assert page.inner_text("#status").startswith(f"{len(expected)} of {len(test.contexts)} segments of e2e")
         titles = page.eval_on_selector_all("#segments article h3", "all => all.map((one) => one.textContent)")
         assert titles == [f"Segment {i + 1}" for i in expected[:PAGE]]
-        hits += bool(expected)
-    assert hits >= 3
+        hits[where] = hits.get(where, 0) + bool(expected)
+    assert min(hits.values()) >= 3
     set_value(page, "search", "")
     assert len(shown(page)) == len(test.contexts)
 
@@ -351,7 +359,7 @@ def test_a_subset_can_be_looked_at_alone(small: Report, opened: Opened):
     page = opened(small)
     assert not page.is_visible("#subset")
     set_value(page, "set", "1")
-    page.wait_for_function("test.name === 'webnlg'")
+    until(page, "test.name === 'webnlg'")
     test = small.tests[1]
     assert page.is_visible("#subset")
     assert page.eval_on_selector_all("#subset option", "all => all.map((o) => o.value)") == ["", "seen", "unseen"]
@@ -370,7 +378,7 @@ def test_another_test_set_has_other_methods_and_metrics(small: Report, opened: O
     for place in (1, 0):
         set_value(page, "set", str(place))
         test = small.tests[place]
-        page.wait_for_function("name => test.name === name", arg=test.name)
+        until(page, "name => test.name === name", arg=test.name)
         labels = page.eval_on_selector_all("#a option", "all => all.map((o) => o.textContent)")
         assert labels == [system.label for system in test.systems] and len(set(labels)) == len(labels)
         metrics = page.eval_on_selector_all("#metric option", "all => all.map((o) => o.value)")
@@ -384,7 +392,7 @@ def test_order_and_choice_are_those_of_the_figures(small: Report, opened: Opened
     page = opened(small)
     set_value(page, "set", str(place))
     test = small.tests[place]
-    page.wait_for_function("name => test.name === name", arg=test.name)
+    until(page, "name => test.name === name", arg=test.name)
     set_value(page, "metric", metric)
     sign = -1 if metric == "ter" else 1
     for one, other in ((0, 1), (3, 2)):
@@ -441,7 +449,7 @@ def test_all_texts_are_shown_as_they_are(small: Report, opened: Opened, place: i
     page = opened(small)
     set_value(page, "set", str(place))
     test = small.tests[place]
-    page.wait_for_function("name => test.name === name", arg=test.name)
+    until(page, "name => test.name === name", arg=test.name)
     articles = page.eval_on_selector_all("#segments article", ARTICLES)
     while page.is_enabled("#after"):
         page.click("#after")
@@ -589,8 +597,8 @@ def test_a_figure_leads_to_where_it_is_from(small: Report, opened: Opened):
     folded.locator("summary").click()
     assert "label_smoothing" in folded.inner_text()
     page.keyboard.press("Escape")
-    page.wait_for_function("!document.getElementById('provenance').open")
-    page.wait_for_function("location.hash === ''")
+    until(page, "!document.getElementById('provenance').open")
+    until(page, "location.hash === ''")
     assert page.url == small.url
 
 
@@ -617,17 +625,17 @@ def test_the_way_back(small: Report, opened: Opened):
     assert is_open(page)
     title = page.inner_text("#provenance-title")
     page.go_back()
-    page.wait_for_function("!document.getElementById('provenance').open")
+    until(page, "!document.getElementById('provenance').open")
     assert page.url.rstrip("#") == small.url
     page.go_forward()
-    page.wait_for_function("document.getElementById('provenance').open")
+    until(page, "document.getElementById('provenance').open")
     dialog(page).locator("a[href^='#run:']").first.click()
-    page.wait_for_function("document.getElementById('provenance-title').textContent === 'Provenance'")
+    until(page, "document.getElementById('provenance-title').textContent === 'Provenance'")
     page.go_back()
-    page.wait_for_function("title => document.getElementById('provenance-title').textContent === title", arg=title)
+    until(page, "title => document.getElementById('provenance-title').textContent === title", arg=title)
     assert is_open(page)
     page.click("#provenance form button")
-    page.wait_for_function("location.hash === ''")
+    until(page, "location.hash === ''")
     assert not is_open(page)
 
 
@@ -636,7 +644,7 @@ def test_a_click_beside_the_dialog_closes_it(small: Report, opened: Opened):
     page.locator("a[href^='#cell:loda-1:']").first.click()
     assert is_open(page)
     page.mouse.click(3, 3)
-    page.wait_for_function("!document.getElementById('provenance').open && location.hash === ''")
+    until(page, "!document.getElementById('provenance').open && location.hash === ''")
 
 
 def test_the_same_link_opens_it_again(small: Report, opened: Opened):
@@ -644,9 +652,9 @@ def test_the_same_link_opens_it_again(small: Report, opened: Opened):
     link = page.locator("a[href^='#cell:loda-1:']").first
     for _ in range(2):
         link.click()
-        page.wait_for_function("document.getElementById('provenance').open")
+        until(page, "document.getElementById('provenance').open")
         page.keyboard.press("Escape")
-        page.wait_for_function("!document.getElementById('provenance').open && location.hash === ''")
+        until(page, "!document.getElementById('provenance').open && location.hash === ''")
 
 
 @pytest.mark.parametrize("colon", [":", "%3A"])
@@ -656,19 +664,29 @@ def test_a_link_to_a_run_can_be_shared(small: Report, opened: Opened, colon: str
     assert is_open(page)
     assert run.id in dialog(page).inner_text() and run.identity["checksums"]["model"] in dialog(page).inner_text()
     page.keyboard.press("Escape")
-    page.wait_for_function("location.hash === ''")
+    until(page, "location.hash === ''")
 
 
-@pytest.mark.parametrize(
-    "after",
-    [
-        *("#run:nowhere", "#cell:nowhere:0:0", "#cell:loda-1:999:0", "#cell:loda-1:0:99", "#cell:loda-1::", "#cell:"),
-        *("#%", "#100%25", "#run:constructor", "#cell:__proto__:0:0", "#runs"),
-    ],
-)
+@pytest.mark.parametrize("after", ["#run:nowhere", "#%", "#run:constructor", "#cell:__proto__:0:0", "#runs"])
 def test_an_address_of_nothing_is_no_fault(small: Report, opened: Opened, after: str):
     page = opened(small, after=after)
-    assert not is_open(page) or after == "#cell:loda-1::"
+    assert not is_open(page)
+
+
+def test_nor_is_one_that_the_page_is_given_later(small: Report, opened: Opened):
+    page = opened(small)
+    for after in (
+        "#cell:nowhere:0:0",
+        "#cell:loda-1:999:0",
+        "#cell:loda-1:0:99",
+        "#cell:loda-1:x:y",
+        "#cell:",
+        "#100%25",
+    ):
+        page.locator("a[href^='#cell:loda-1:']").first.click()
+        assert is_open(page)
+        page.evaluate("hash => { location.hash = hash; }", after)
+        until(page, "!document.getElementById('provenance').open")
 
 
 # keyboard ---------------------------------------------------------------------------------------
@@ -691,10 +709,10 @@ def test_by_keyboard_alone(small: Report, opened: Opened):
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     page.keyboard.press("Enter")
-    page.wait_for_function("document.getElementById('provenance').open")
+    until(page, "document.getElementById('provenance').open")
     assert page.evaluate("document.getElementById('provenance').contains(document.activeElement)")
     page.keyboard.press("Escape")
-    page.wait_for_function("!document.getElementById('provenance').open && location.hash === ''")
+    until(page, "!document.getElementById('provenance').open && location.hash === ''")
     assert focused(page) == link
 
 

@@ -68,7 +68,8 @@ function pairs(found) {
 }
 
 function tree(value, indent = "") {
-  if (value === null || typeof value !== "object") return value === "" ? '""' : String(value);
+  if (typeof value === "string") return /^\s*$|\n/.test(value) ? JSON.stringify(value) : value;
+  if (value === null || typeof value !== "object") return String(value);
   if (Array.isArray(value)) return value.length ? "[" + value.map((one) => tree(one)).join(", ") + "]" : "[]";
   const lines = Object.entries(value).map(([key, one]) => {
     const nested = one !== null && typeof one === "object" && !Array.isArray(one) && Object.keys(one).length;
@@ -81,69 +82,85 @@ function figure(value) {
   return value == null ? null : String(Number(value.toPrecision(7)));
 }
 
+function counted(value) {
+  return value.toLocaleString("en");
+}
+
 function folded(title, text) {
   return element("details", {}, element("summary", {}, title), element("pre", {}, text));
 }
 
-function ofCell(name, row, place) {
-  const table = data.tables[name];
-  const found = table && table.groups.flatMap((group) => group.rows)[row];
-  const column = found && table.columns[place];
-  if (!column) return null;
-  const cell = found.cells[column.key];
-  const values = found.runs.length === cell.values.length
-    ? element("span", {}, ...cell.values.flatMap((value, i) => [
-      i ? ", " : "", figure(value), " (", element("a", { href: "#run:" + found.runs[i] }, "seed " + data.runs[found.runs[i]].config.seed), ")"]))
-    : cell.values.map(figure).join(", ");
-  return [found.label + ": " + column.key, [
+function ofCell(number, place, columnNumber) {
+  const table = data.tables[number];
+  const rows = table ? table.groups.flatMap((group) => group.rows.map((row) => ({ ...row, group: group.title }))) : [];
+  const row = rows[place], column = table && table.columns[columnNumber];
+  if (!row || !column) return null;
+  const cell = row.cells[column.key];
+  const seeds = row.runs.map((id) => data.runs[id].config.seed);
+  const ofSeed = (i) => row.runs.length === cell.values.length
+    ? [" (", element("a", { href: "#run:" + row.runs[i] }, "seed " + seeds[i]), ")"] : [];
+  const reruns = cell.reruns && [...new Set(cell.reruns.map(figure))].join(" to ");
+  return [[row.group, row.label, column.title].filter(Boolean).join(" · "), [
     pairs([
       ["mean", cell.mean == null ? "not run" : figure(cell.mean) + " " + column.unit],
       ["std. deviation", figure(cell.std)],
-      ["of each seed", values],
+      ["of each seed", element("span", {}, ...cell.values.flatMap((value, i) => [i ? ", " : "", figure(value), ...ofSeed(i)]))],
       ["print", cell.print],
       ["difference", figure(cell.difference)],
-      ["reruns", cell.reruns && cell.reruns.map(figure).join(" to ")],
+      ["reruns", reruns],
       ["verdict", cell.verdict],
       ["signature", cell.signature],
-      ["trainable", found.trainable.toLocaleString("en") + (found.printed_trainable ? " (print: " + found.printed_trainable + ")" : "")],
-      ["cell", found.overrides.join(" ")],
+      ["trainable", counted(row.trainable) + (row.printed_trainable ? " (print: " + row.printed_trainable + ")" : "")],
+      ["q/k/v MACs a token", row.qkv_macs_per_token && row.qkv_macs_per_token.map(counted).join(" / ")],
+      ["cell", row.overrides.join(" ")],
     ]),
-    found.reruns.length ? folded("Published reruns", found.reruns.map((one) => tree(one)).join("\n\n")) : null,
-    ...found.runs.flatMap((id) => [element("h3", {}, "Seed " + data.runs[id].config.seed), ofRun(id)]),
+    row.reruns.length ? folded("Published reruns", row.reruns.map((one) => tree(one)).join("\n\n")) : null,
+    ...row.runs.flatMap((id, i) => [element("h3", {}, "Seed " + seeds[i]), ofRun(id, row.hypotheses[i])]),
   ]];
 }
 
-function ofRun(id) {
+// What stands behind a run; with a file of texts, first which of its decodings a figure is of.
+function ofRun(id, file) {
   const { config, provenance, checksums, protocol_version, parameters, training, evaluations } = data.runs[id];
+  const taken = evaluations.filter((one) => one.hypotheses === file && one.subset === "all");
   const code = provenance.code;
   const dirty = code.dirty ? ", with uncommitted changes" : "";
-  const machine = provenance.machine || {};
+  const machine = provenance.machine;
   return element("div", {},
     pairs([
       ["run", element("a", { href: "#run:" + id }, id)],
+      ["checkpoint", taken.map((one) => one.checkpoint).join(" = ")],
+      ["texts", taken.length ? element("code", {}, file) : null],
+      ["decoded with", taken.length ? tree(taken[0].decode).replaceAll("\n", ", ") : null],
       ["code", "lodarepro " + code.version + (code.commit ? ", commit " + code.commit : "") + dirty],
       ["protocol version", String(protocol_version)],
       ["seed", String(config.seed)],
       ["hardware", [provenance.device, machine.processor, machine.cores && machine.cores + " cores", machine.memory_gib && machine.memory_gib + " GiB"].filter(Boolean).join(", ")],
       ["finished", provenance.finished],
-      ["trainable", parameters.trainable.toLocaleString("en") + " of " + parameters.total.toLocaleString("en") + " parameters"],
-      ["training", training.steps.toLocaleString("en") + " steps, " + training.seconds.train + " s; decoding " + training.seconds.decode + " s"],
+      ["trainable", counted(parameters.trainable) + " of " + counted(parameters.total) + " parameters"],
+      ["training", counted(training.steps) + " steps, " + training.seconds.train + " s; decoding " + training.seconds.decode + " s"],
       ...Object.entries(checksums).map(([name, sha256]) => ["sha256 of " + name, element("code", {}, sha256)]),
     ]),
     folded("Scores and signatures", evaluations.map((one) =>
-      one.checkpoint + ", " + one.subset + " (" + one.segments + " segments, " + one.hypotheses + "), validation loss " + one.val_loss + "\n" +
-      Object.entries(one.scores).map(([, [value, unit, signature]]) => "  " + value + " " + unit + "  " + signature).join("\n")).join("\n\n")),
-    folded("Validation losses and checkpoints", tree({ epochs: training.epochs.map((one) => tree(one).replaceAll("\n", ", ")), checkpoints: training.checkpoints || {}, stretches: training.stretches })),
+      one.checkpoint + ", " + one.subset + " (" + one.segments + " segments, " + one.hypotheses + "), validation loss " + one.val_loss +
+      "\n  decoded with " + tree(one.decode).replaceAll("\n", ", ") + "\n" +
+      Object.values(one.scores).map(([value, unit, signature]) => "  " + value + " " + unit + "  " + signature).join("\n")).join("\n\n")),
+    folded("Validation losses and checkpoints", tree({ epochs: training.epochs.map((one) => tree(one).replaceAll("\n", ", ")), checkpoints: training.checkpoints || {}, stretches: training.stretches || [] })),
     folded("Configuration", tree(config)),
     folded("Packages, machine, data", tree(provenance)),
   );
 }
 
+function asked() {
+  let parts;
+  try { parts = decodeURIComponent(location.hash.slice(1)).split(":"); } catch { return null; } // no text at all
+  if (parts[0] === "cell") return ofCell(Number(parts[1]), Number(parts[2]), Number(parts[3]));
+  if (parts[0] === "run" && Object.hasOwn(data.runs, parts[1])) return ["Provenance", [ofRun(parts[1])]];
+  return null;
+}
+
 function follow() {
-  const [kind, ...rest] = decodeURIComponent(location.hash.slice(1)).split(":");
-  let found = null;
-  if (kind === "cell") found = ofCell(rest[0], Number(rest[1]), Number(rest[2]));
-  if (kind === "run" && data.runs[rest.join(":")]) found = ["Provenance", [ofRun(rest.join(":"))]];
+  const found = asked();
   if (!found) { if (dialog.open) dialog.close(); return; }
   at("provenance-title").textContent = found[0];
   at("provenance-body").replaceChildren(...found[1].filter(Boolean));
@@ -196,8 +213,11 @@ function options(select, found) {
 
 async function choose() {
   at("status").textContent = "unpacking the texts …";
+  const wantedSet = at("set").value;
   try {
-    test = await unpacked(Number(at("set").value));
+    const set = await unpacked(Number(wantedSet));
+    if (at("set").value !== wantedSet) return; // another was chosen meanwhile
+    test = set;
   } catch (error) {
     at("status").textContent = "The texts can't be unpacked by this browser (" + error + "); open the page in a newer one.";
     return;
@@ -323,7 +343,8 @@ function marked(text, words) {
 
 // Words of each text that the other lacks, by a longest common subsequence: [[changed, text], ...] for both.
 function differences(one, other) {
-  const a = one.split(/(?<=\s)/), b = other.split(/(?<=\s)/);
+  const words = (text) => text.match(/^\s+|\S+\s*/g) || [];
+  const a = words(one), b = words(other);
   const key = (word) => word.trim();
   const width = b.length + 1;
   const longest = new Uint16Array((a.length + 1) * width);
