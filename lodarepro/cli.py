@@ -367,6 +367,7 @@ def _table(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     from lodarepro import compose, report, tables
     from lodarepro.archive import Archive
+    from lodarepro.records import check_whole
 
     parser = argparse.ArgumentParser(
         prog="lodarepro report",
@@ -388,6 +389,8 @@ def _report(arguments: list[str]) -> int:
             f"{root / 'runs'} holds no finished run: make some (lodarepro run, or make demo), or say with "
             "results.root=FOLDER where they are"
         )
+    for record in archive.finished:
+        check_whole(record)
     wanted = names or tables.names_of({record.config["dataset"]["name"] for record in archive.finished})
     found = [tables.read(name, places=places, seeds=given.seeds, own=own) for name in wanted]
     filled = [_filled_table(table, archive) for table in found]

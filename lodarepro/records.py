@@ -33,13 +33,6 @@ SCHEMA = 1
 """Raised when a reader of old records would misread new ones."""
 
 RECORD, ADAPTER, STEPS, EVALUATIONS = "record.json", "adapter.safetensors", "steps.csv", "evaluations"
-NEEDED = (
-    *("config.dataset.name", "config.dataset.suite", "config.model.name", "config.method.name", "config.protocol.name"),
-    *("config.seed", "identity.checksums.test", "identity.checksums.model", "identity.protocol_version"),
-    *("provenance.code.version", "provenance.packages", "provenance.machine", "provenance.device", "provenance.data"),
-    *("parameters.trainable", "parameters.total", "training.steps", "training.seconds"),
-)
-"""what readers of a record rely on"""
 RUNS = "runs"
 """folder below `results.root` that holds one folder a run"""
 FAILURE = "failure.json"
@@ -155,13 +148,10 @@ def read(folder: Path) -> Record | None:
             Evaluation(**{**e, "scores": {key: _score(s) for key, s in e["scores"].items()}})
             for e in tree["evaluations"]
         )
-        for path_in_it in NEEDED:
-            part = tree
-            for key in path_in_it.split("."):
-                part = part[key]
-        if not any(e.subset == "all" for e in tree["evaluations"]) or not tree["training"]["epochs"]:
-            raise ValueError("it holds no evaluation, or no epoch")
-        return Record(**tree)
+        record = Record(**tree)
+        for part in (record.config, record.identity, record.provenance, record.parameters, record.training):
+            part.keys()
+        return record
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BadInput(f"{path} is not a record ({e}); delete it to run again") from None
 
@@ -176,6 +166,32 @@ def finished(folder: Path) -> Record:
     if record is None:
         raise BadInput(f"{folder} holds no {RECORD}: not the folder of a finished run")
     return record
+
+
+SHOWN = (
+    *("config.dataset.name", "config.dataset.suite", "config.model.name", "config.method.name", "config.protocol.name"),
+    *("config.seed", "identity.checksums.test", "identity.checksums.model", "identity.protocol_version"),
+    *("provenance.code.version", "provenance.packages", "provenance.machine", "provenance.device", "provenance.data"),
+    *("parameters.trainable", "parameters.total", "training.steps", "training.seconds", "training.epochs"),
+)
+"""what a report shows of every record"""
+
+
+def check_whole(record: Record) -> None:
+    """Refuse a record that others have taken something from.
+
+    Raises:
+        BadInput: it lacks what a report shows.
+    """
+    tree = asdict(record)
+    for path in SHOWN:
+        part: Any = tree
+        for key in path.split("."):
+            part = part.get(key) if isinstance(part, dict) else None
+        if part in (None, [], {}):
+            raise BadInput(f"the record of {record.id} lacks {path}; delete the run's folder to run it again")
+    if not any(evaluation.subset == "all" for evaluation in record.evaluations):
+        raise BadInput(f"the record of {record.id} holds no evaluation; decode the run again")
 
 
 def runs(root: Path) -> list[Path]:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
-from lodarepro import records
+from lodarepro import compose, records
 from lodarepro.cli import main
 from lodarepro.records import Record
 from lodarepro.report import units
@@ -39,6 +40,8 @@ ARGUMENTS = (
 )
 LEFT_OUT = ("Adapter-H", "GPT-2 Large: Adapter-L m=248", "GPT-2 Large: PreLayer")
 PATIENCE = 15_000  # ms; a busy machine is no fault of the page
+COLUMNS = ("bleu/unseen", "bleu/all", "ter/all")
+"""of lora-14's nine, to draw less"""
 WIDTHS = (390, 820, 1280)
 PAGE = 10
 
@@ -124,9 +127,16 @@ def _system(root: Path, label: str, run: str) -> System:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Two tables of two datasets, three seeds, rows without runs."""
     root = tmp_path_factory.mktemp("small")
-    for table in ("loda-1", "lora-14"):
+    tree = yaml.load((compose.config_folder() / "table" / "lora-14.yaml").read_text(encoding="utf-8"), yaml.BaseLoader)
+    places = [place for place, key in enumerate(tree["columns"]) if key in COLUMNS]
+    tree["columns"] = {key: unit for key, unit in tree["columns"].items() if key in COLUMNS}
+    for row in (row for group in tree["groups"] for row in group["rows"]):
+        row["print"] = [row["print"][place] for place in places]
+    path = root / "lora-14.yaml"
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    for table in ("loda-1", str(path)):
         invented.results(root, table, leave_out=LEFT_OUT)
-    return report(root, "loda-1", "lora-14")
+    return report(root, "loda-1", str(path))
 
 
 @pytest.fixture(scope="module")
@@ -615,14 +625,14 @@ def test_every_link_of_a_figure_opens_its_provenance(small: Report, opened: Open
           return found;
         }"""
     )
-    assert None not in titles and len(titles) > 200
+    assert None not in titles and len(titles) > 150
 
 
 def test_the_way_back(small: Report, opened: Opened):
     page = opened(small)
     link = page.locator("a[href^='#cell:loda-1:']").first
     link.click()
-    assert is_open(page)
+    until(page, "document.getElementById('provenance').open")
     title = page.inner_text("#provenance-title")
     page.go_back()
     until(page, "!document.getElementById('provenance').open")
@@ -633,7 +643,7 @@ def test_the_way_back(small: Report, opened: Opened):
     until(page, "document.getElementById('provenance-title').textContent === 'Provenance'")
     page.go_back()
     until(page, "title => document.getElementById('provenance-title').textContent === title", arg=title)
-    assert is_open(page)
+    until(page, "document.getElementById('provenance').open")
     page.click("#provenance form button")
     until(page, "location.hash === ''")
     assert not is_open(page)
@@ -642,7 +652,7 @@ def test_the_way_back(small: Report, opened: Opened):
 def test_a_click_beside_the_dialog_closes_it(small: Report, opened: Opened):
     page = opened(small)
     page.locator("a[href^='#cell:loda-1:']").first.click()
-    assert is_open(page)
+    until(page, "document.getElementById('provenance').open")
     page.mouse.click(3, 3)
     until(page, "!document.getElementById('provenance').open && location.hash === ''")
 
@@ -661,7 +671,7 @@ def test_the_same_link_opens_it_again(small: Report, opened: Opened):
 def test_a_link_to_a_run_can_be_shared(small: Report, opened: Opened, colon: str):
     run = small.tests[0].systems[3].record
     page = opened(small, after=f"#run{colon}{run.id}")
-    assert is_open(page)
+    until(page, "document.getElementById('provenance').open")
     assert run.id in dialog(page).inner_text() and run.identity["checksums"]["model"] in dialog(page).inner_text()
     page.keyboard.press("Escape")
     until(page, "location.hash === ''")
@@ -684,7 +694,7 @@ def test_nor_is_one_that_the_page_is_given_later(small: Report, opened: Opened):
         "#100%25",
     ):
         page.locator("a[href^='#cell:loda-1:']").first.click()
-        assert is_open(page)
+        until(page, "document.getElementById('provenance').open")
         page.evaluate("hash => { location.hash = hash; }", after)
         until(page, "!document.getElementById('provenance').open")
 
@@ -758,7 +768,7 @@ def test_the_metric_of_the_figures_can_be_chosen(small: Report, opened: Opened):
     for table in ("loda-1", "lora-14"):
         select = page.locator(f"select[data-figures='{table}']")
         values = select.locator("option").evaluate_all("all => all.map((o) => o.value)")
-        assert len(values) == {"loda-1": 5, "lora-14": 9}[table]
+        assert len(values) == {"loda-1": 5, "lora-14": 3}[table]
         assert select.input_value() == "bleu" or table != "loda-1"
         for value in values:
             select.select_option(value)
@@ -833,6 +843,7 @@ def contrasts(page: Any) -> dict[str, float]:
         found |= {key: min(ratio, found.get(key, 99)) for key, ratio in page.evaluate(CONTRASTS).items()}
         page.keyboard.press("n")
     page.locator("a[href^='#cell:loda-1:']").first.click()
+    until(page, "document.getElementById('provenance').open")
     page.locator("dialog details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
     return found | {key: min(ratio, found.get(key, 99)) for key, ratio in page.evaluate(CONTRASTS).items()}
 

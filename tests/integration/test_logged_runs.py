@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import struct
 import subprocess
 import sys
@@ -40,7 +41,8 @@ QUICK = [
     "logger.every=3",
 ]
 """20 steps in two epochs; checkpoints at their ends"""
-LOGGED = [3, 6, 9, 12, 15, 18]
+LOGGED = [3, 6, 9, 12, 15, 18, 20]
+"""the last row is of what is left"""
 OFFLINE = ["logger=wandb", "logger.mode=offline"]
 NO_SERVER = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
 COUNTED = ("meteor", "rouge_l", "cider")
@@ -353,10 +355,10 @@ def test_csv_rows_are_means_of_the_steps_and_the_epochs_losses(with_csv: Path):
     found, steps = rows(with_csv / "log.csv"), rows(with_csv / "steps.csv")
     assert [int(row["step"]) for row in found] == sorted([*LOGGED, 10, 20])
     losses = [row for row in found if row["loss"]]
-    assert [int(row["step"]) for row in losses] == LOGGED  # the last two steps are fewer than `every`
+    assert [int(row["step"]) for row in losses] == LOGGED
     for row in losses:
         step = int(row["step"])
-        mean = sum(float(one["loss"]) for one in steps[step - 3 : step]) / 3
+        mean = statistics.fmean(float(one["loss"]) for one in steps[(step - 1) // 3 * 3 : step])
         # Float32's mean of three float32's, which steps.csv has in full.
         assert float(row["loss"]) == pytest.approx(mean, rel=1e-7)
         assert row["lr"] == steps[step - 1]["lr"]
@@ -417,7 +419,7 @@ def test_of_two_processes_the_first_logs(place: Place):
     for row in found:
         if row["loss"]:
             step = int(row["step"])
-            mean = sum(float(one["loss"]) for one in steps[step - 3 : step]) / 3
+            mean = statistics.fmean(float(one["loss"]) for one in steps[(step - 1) // 3 * 3 : step])
             assert float(row["loss"]) == pytest.approx(mean, rel=1e-6)
 
 
@@ -576,7 +578,8 @@ def test_a_run_is_shown_whole(with_wandb: tuple[list[Path], Ended], with_csv: Pa
     assert one.run.display_name == folder.name
     assert (one.run.project, one.run.run_group, list(one.run.tags)) == ("figures", "nano", ["a", "b c"])
     assert one.run.run_id == (folder / "wandb-id").read_text().strip()
-    assert {key: one.config[key] for key in record.config} == record.config
+    described = compose.without_places(record.config)
+    assert {key: one.config[key] for key in described} == described
     assert one.config["provenance"] == record.provenance and one.config["parameters"] == record.parameters
     assert [{k: pytest.approx(v, rel=1e-8) for k, v in row.items()} for row in points(with_csv)] == one.curves
     assert (one.exit_code, one.preempting) == (0, False)
@@ -763,7 +766,7 @@ def test_what_the_package_refuses_is_bad_input(commands: list[list[str]], enviro
     ended = place.job(*commands, env=environment)
     assert ended.codes == [2] * len(commands), ended.err
     assert len(ended.faults) == len(commands)
-    assert all(fault.startswith("lodarepro: logger=wandb: ") for fault in ended.faults)
+    assert all(re.match("lodarepro: (logger|WANDB)", fault) for fault in ended.faults)
     assert not list((place.root / "runs").glob("*/failure.json"))
 
 

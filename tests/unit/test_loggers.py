@@ -87,9 +87,10 @@ def test_rows_are_means_whatever_a_step_is_made_of(
     settings = replace(SETTINGS, accumulate=accumulate)
     progress = trained(csv_log(tmp_path, every), settings, runtime=config.Runtime(micro_batch=micro_batch))
     expected = [
-        (step, f"{step},,{float(progress.losses[step - every : step].mean()):.9g},{rate:.9g},\n")
-        for step in range(every, 13, every)
-        for rate in [learning_rate(settings, step - 1, 12)]
+        (end, f"{end},,{float(progress.losses[start:end].mean()):.9g},{rate:.9g},\n")
+        for start in range(0, 12, every)
+        for end in [min(start + every, 12)]  # the last row is of what is left
+        for rate in [learning_rate(settings, end - 1, 12)]
     ]
     epochs = [(e["step"], f"{e['step']},{e['epoch']},,,{e['val_loss']:.9g}\n") for e in progress.epochs]
     # A loss stands before the validation loss of the same step.
@@ -388,7 +389,13 @@ def test_how_a_run_ends_is_told(fault: BaseException, ended: list[Any], package:
     assert package.runs[0].ended == ended
 
 
-@pytest.mark.parametrize("fault", [Failing("gone\nfar"), ConnectionResetError("gone"), OSError(28, "gone")])
+class Abandoned(Exception):
+    """As the package's HandleAbandonedError, MailboxClosedError, ServerResponseError: none derives from wandb.Error."""
+
+
+@pytest.mark.parametrize(
+    "fault", [Failing("gone\nfar"), ConnectionResetError("gone"), OSError(28, "gone"), Abandoned("gone")]
+)
 def test_what_fails_later_is_one_warning(
     fault: Exception, package: SimpleNamespace, folder: Path, log: pytest.LogCaptureFixture
 ):
@@ -458,15 +465,20 @@ def test_a_record_is_shown_by_checkpoint_and_subset(package: SimpleNamespace, fo
 
 @pytest.mark.parametrize(
     ("mode", "environment", "expected"),
-    [(None, None, True), (None, "offline", False), (None, "online", True), ("online", "offline", True)],
+    [
+        (None, None, "online"),
+        (None, "offline", "offline"),
+        (None, "disabled", "disabled"),
+        ("online", "offline", "online"),
+    ],
 )
 def test_the_mode_is_the_settings_else_the_environments(
-    mode: Any, environment: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+    mode: Any, environment: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if environment:
         monkeypatch.setenv("WANDB_MODE", environment)
-    assert loggers._online(config.Logger("wandb", mode=mode)) == expected
+    assert loggers._mode(config.Logger("wandb", mode=mode)) == expected
 
 
 @pytest.mark.parametrize("name", ["none", "csv"])
