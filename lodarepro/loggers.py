@@ -9,10 +9,11 @@ import csv
 import io
 import logging
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +32,7 @@ WANDB_ID = "wandb-id"
 KEYS = {"loss": "train/loss", "lr": "train/lr", "val_loss": "val/loss"}
 """columns as Weights & Biases shows them"""
 WAYS_OUT = "give logger.mode=offline (`wandb sync` sends it later) or logger=csv"
+FINISH_SECONDS = 120  # for what is not sent yet at a run's end; `wandb sync` sends the rest
 LONGEST = 200  # characters of what a server said
 
 
@@ -137,8 +139,8 @@ class _Csv(Log):
 
     def _begin(self, step: int) -> None:
         try:
-            with self._path.open(newline="", encoding="ascii") as file:
-                rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a torn one has too few
+            whole, _, _ = self._path.read_text(encoding="ascii").rpartition("\n")  # a torn line lacks its end
+            rows = [row for row in csv.DictReader(whole.splitlines()) if None not in row.values()]
             kept = [row for row in rows if row["step"].isdecimal() and int(row["step"]) <= step]
         except (OSError, ValueError, KeyError, csv.Error):  # not there, or damaged
             kept = []
@@ -236,15 +238,21 @@ class _WandbLog(Log):
         self.every = self.every or 1  # whatever failed before: the next run of this process would go on in this one
         status = 0 if fault is None else getattr(fault, "exit_code", 1)
         self._tried(lambda: self._run.finish(exit_code=status))
+        if self.every is None:
+            with suppress(Exception):  # now, with its complaints, instead of when the process ends
+                self._wandb.teardown()
 
 
 def _wandb() -> Any:
     """The package, silent."""
-    # Without these it writes among our lines, asks questions, and calls home about itself; and it would keep what it
-    # has not written yet for 15 s, to be lost with a process that is killed.
+    # Without these it writes among our lines, asks questions, and calls home about itself; it would keep what it has
+    # not written yet for 15 s, to be lost with a process that is killed, and hold run and GPU for as long as its server
+    # is away.
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB__TRANSACTION_LOG_FLUSH_INTERVAL", "1")
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_SECONDS))
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
     try:
         import wandb
     except ImportError:
@@ -264,8 +272,8 @@ def _mode(settings: config.Logger) -> str:
 def _kept_id(folder: Path) -> str:
     """A run's id there: drawn when it first begins, and its own from then on."""
     path = folder / WANDB_ID
-    if path.is_file() and (known := path.read_text(encoding="ascii", errors="replace").strip()).isalnum():
-        return known
+    if path.is_file() and re.fullmatch(r"[0-9a-f]{16}\n", known := path.read_text(encoding="ascii", errors="replace")):
+        return known.strip()
     drawn = secrets.token_hex(8)
     write_atomically(path, f"{drawn}\n".encode())
     return drawn

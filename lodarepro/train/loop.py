@@ -135,7 +135,7 @@ def train(
     parameters = list(trained(model).values())
     if not parameters:
         progress = _untrained(model, valid, settings, protocol=protocol, stretch=stretch, processes=processes)
-        log.begin(0)
+        log.begin(-1)  # not even the row of step 0 is there yet
         log.row(progress.epochs[-1])
         return progress
     optimizer = make_optimizer(one_group(model) if groups is None else groups, settings)

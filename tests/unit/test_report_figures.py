@@ -24,7 +24,7 @@ from lodarepro.config import Run
 from lodarepro.records import Evaluation, Record
 from lodarepro.report import aggregate, figures
 from lodarepro.report.aggregate import Cell, Counts, FilledRow, FilledTable, Range
-from lodarepro.report.figures import COLOURS, FAINT, INK, PAPER, Figure, of_table
+from lodarepro.report.figures import Figure, of_table
 from lodarepro.scores import Score
 from lodarepro.tables import Reruns
 
@@ -133,6 +133,13 @@ def changed(filled: FilledTable, change: Callable[[FilledRow], FilledRow | None]
     return replace(filled, groups=tuple(groups))
 
 
+Draw = Callable[[FilledTable, Sequence[figures._Named], int], figures._Sketch | None]
+
+
+def sketched(draw: Draw, filled: FilledTable, place: int) -> figures._Sketch | None:
+    return draw(filled, figures._named(filled), place)
+
+
 def with_cells(row: FilledRow, change: Callable[[Cell], Cell]) -> FilledRow:
     return replace(row, cells=tuple(change(cell) for cell in row.cells))
 
@@ -168,7 +175,7 @@ def test_a_column_of_a_subset_has_a_name_for_files(made: Made):
     first, second = made.filled.table.columns
     table = replace(made.filled.table, columns=(replace(first, subset="seen"), second))
     with matplotlib.rc_context(figures.STYLE):
-        sketch = figures._ranks(replace(made.filled, table=table), 0)
+        sketch = sketched(figures._ranks, replace(made.filled, table=table), 0)
         assert sketch is not None
         figure = figures._finished(sketch, made.filled)
     assert (figure.name, figure.metric) == ("own-rank-bleu-seen", "bleu/seen")
@@ -217,8 +224,8 @@ def test_a_validation_loss_after_one_epoch_alone_is_no_curve(made: Made, kinds):
 
 
 def test_runs_without_their_steps_have_no_training_loss(made: Made, tmp_path: Path, kinds):
-    assert figures._training(made.filled, tmp_path) is None
-    assert figures._training(made.filled, made.root) is not None
+    assert figures._training(figures._named(made.filled), tmp_path) is None
+    assert figures._training(figures._named(made.filled), made.root) is not None
 
 
 # what is in them --------------------------------------------------------------------------------
@@ -273,7 +280,7 @@ def test_rows_of_one_label_in_two_groups_all_have_their_points(made: Made):
     )
     with matplotlib.rc_context(figures.STYLE):
         for draw in (figures._ranks, figures._sizes, figures._against_print):
-            sketch = draw(two, 0)
+            sketch = sketched(draw, two, 0)
             assert sketch is not None
             assert len(sketch.tips) == 2 * (4 + 3), sketch.kind
 
@@ -285,7 +292,7 @@ def test_rows_of_one_label_in_two_groups_are_told_apart(made: Made):
         made.filled, groups=(replace(group, title="Medium", rows=first), replace(group, title="Large", rows=first))
     )
     with matplotlib.rc_context(figures.STYLE):
-        sketch = figures._against_print(two, 0)
+        sketch = sketched(figures._against_print, two, 0)
     assert sketch is not None
     labels = [label.get_text() for label in sketch.axes.get_yticklabels()]
     assert len(set(labels)) == 2, labels
@@ -297,7 +304,7 @@ def test_what_trains_nothing_is_absent_from_sizes_and_the_caption_says_so(made: 
     assert size.caption.endswith("Rows that train nothing have no place here.")
     without = changed(made.filled, lambda row: row if row.trainable else None)
     with matplotlib.rc_context(figures.STYLE):
-        sketch = figures._sizes(without, 0)
+        sketch = sketched(figures._sizes, without, 0)
     assert sketch is not None and "train nothing" not in sketch.caption
 
 
@@ -307,7 +314,10 @@ def test_a_stray_value_is_told_as_text_and_the_axis_stays(made: Made):
         return with_cells(row, lambda cell: replace(cell, values=(1.0, 1.1, 1.2)) if stray else cell)
 
     with matplotlib.rc_context(figures.STYLE):
-        usual, odd = figures._against_print(made.filled, 0), figures._against_print(changed(made.filled, change), 0)
+        usual, odd = (
+            sketched(figures._against_print, made.filled, 0),
+            sketched(figures._against_print, changed(made.filled, change), 0),
+        )
     assert usual is not None and odd is not None
     texts = [text.get_text() for text in odd.axes.texts]
     assert texts == ["off the axis: ours 1.10 ± 0.10 (n=3), print 70.0 ± 0.5"]
@@ -332,7 +342,7 @@ def test_the_range_of_reruns_is_drawn_and_in_the_legend(made: Made):
         return [text.get_text() for found in sketch.canvas.legends for text in found.get_texts()]
 
     with matplotlib.rc_context(figures.STYLE):
-        without, with_ = figures._against_print(made.filled, 0), figures._against_print(filled, 0)
+        without, with_ = sketched(figures._against_print, made.filled, 0), sketched(figures._against_print, filled, 0)
     assert without is not None and with_ is not None
     assert legend(without) == ["ours", "print"] and legend(with_) == ["ours", "print", "reruns"]
     assert all("reruns 68 to 71" in tip for tip in with_.tips.values())
@@ -341,7 +351,7 @@ def test_the_range_of_reruns_is_drawn_and_in_the_legend(made: Made):
 def test_one_seed_has_no_spread(made: Made):
     filled = changed(made.filled, lambda row: with_cells(row, lambda cell: replace(cell, values=cell.values[:1])))
     with matplotlib.rc_context(figures.STYLE):
-        sketch = figures._sizes(filled, 1)
+        sketch = sketched(figures._sizes, filled, 1)
     assert sketch is not None
     assert not any("±" in tip for tip in sketch.tips.values())
     assert sketch.axes.containers == []
@@ -427,7 +437,7 @@ def crowded(filled: FilledTable, count: int) -> FilledTable:
 @pytest.mark.parametrize("count", [2, 6, 10, 14])
 def test_labels_of_sizes_do_not_overlap(made: Made, count: int):
     with matplotlib.rc_context(figures.STYLE):
-        sketch = figures._sizes(crowded(made.filled, count), 0)
+        sketch = sketched(figures._sizes, crowded(made.filled, count), 0)
         assert sketch is not None
         texts = [text for text in sketch.axes.texts if isinstance(text, Annotation)]
         assert len(texts) == count
@@ -443,7 +453,7 @@ def test_labels_at_the_ends_of_curves_do_not_overlap(made: Made):
     first = made.filled.rows[0].records  # curves that all end at one place
     rows = tuple(replace(row, records=first) for row in group.rows)
     with matplotlib.rc_context(figures.STYLE):
-        sketch = figures._training(replace(many, groups=(replace(group, rows=rows),)), made.root)
+        sketch = figures._training(figures._named(replace(many, groups=(replace(group, rows=rows),))), made.root)
         assert sketch is not None
         texts = [text for text in sketch.axes.texts if isinstance(text, Annotation)]
         assert len(texts) == 20
@@ -524,7 +534,7 @@ def test_every_colour_in_a_page_is_the_themes(drawn: list[Figure]):
         # The ends of error bars are lines: matplotlib fills them in its own blue, where there is nothing to fill.
         seen = re.sub(r'style="fill: #1f77b4; stroke: var\(--', "", figure.inline)
         assert re.findall(r"#[0-9a-fA-F]{3,8}\b(?=[;\"'])", seen) == []
-        assert not [colour for colour in (*COLOURS, INK, FAINT, PAPER) if colour in figure.inline]
+        assert not [colour for colour in figures.THEMED if colour in figure.inline]
         assert figure.inline.count("var(--ink)") and figure.inline.count("var(--series-")
         assert "var(--" not in figure.svg.decode()
 
@@ -534,7 +544,7 @@ def test_the_page_defines_every_colour_of_the_figures():
     themes = re.findall(r"\{([^{}]*--series-0:[^{}]*)\}", style)
     assert len(themes) == 4  # light, dark by choice, dark by preference, print
     wanted = {value.removeprefix("var(").removesuffix(")") for value in figures.THEMED.values()}
-    assert len(wanted) == len(COLOURS) + 3
+    assert len(wanted) == len(figures.THEMED)
     for theme in themes:
         assert wanted <= set(re.findall(r"(--[\w-]+):", theme))
 
@@ -557,7 +567,7 @@ def test_a_dollar_in_a_label_is_text(made: Made):
         lambda row: replace(row, row=replace(row.row, label=label)) if row.row.label == "FT" else row,
     )
     with matplotlib.rc_context(figures.STYLE):
-        sketch = figures._against_print(filled, 0)
+        sketch = sketched(figures._against_print, filled, 0)
         assert sketch is not None
         figure = figures._finished(sketch, filled)
     assert label in [text.text for text in ElementTree.fromstring(figure.svg).iter("{http://www.w3.org/2000/svg}text")]

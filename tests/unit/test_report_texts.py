@@ -187,7 +187,7 @@ def test_texts_of_one_test_file_stand_side_by_side_with_figures_in_the_units_of_
     put(tmp_path, other, decoded("elsewhere"))
     chosen = [Chosen("A", a, LAST), Chosen("C", other, LAST), Chosen("B", b, LAST)]
     first, second = side_by_side(chosen, tmp_path)
-    assert (first.name, first.sha256, second.sha256) == ("mini", "3" * 64, "9" * 64)
+    assert (first.name, second.name) == ("mini", "mini")
     assert first.contexts == ("context 0", "context 1", "context 2")
     assert first.references[2] == ("reference 2", "another")
     assert first.subsets == ("seen", None, "unseen")
