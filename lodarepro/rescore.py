@@ -64,7 +64,8 @@ def segment_values(folder: Path, record: Record, file: str) -> dict[str, list[fl
     """
     texts = folder / file
     evaluation = next(e for e in record.evaluations if e.hypotheses == file and e.subset == metrics.ALL)
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # not there, or damaged: derived again
+    damaged = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+    with suppress(OSError, *damaged):  # or not there: derived again
         tree = json.loads(_values_file(texts).read_text(encoding="ascii"))
         signatures = {key: score.signature for key, score in evaluation.scores.items()}
         fitting = tree["texts"] == _sha256(texts) and tree["signatures"] == signatures

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -111,7 +112,8 @@ def of_table(filled: FilledTable, root: Path) -> list[Figure]:
 
     drawn = []
     rows = _named(filled)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a script that its font lacks; a browser has others for the SVG
         for draw in (_against_print, _ranks, _sizes):
             for place in range(len(filled.columns)):
                 if (sketch := draw(filled, rows, place)) is not None:

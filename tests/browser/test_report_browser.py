@@ -748,6 +748,7 @@ def test_keys_for_search_and_pages(small: Report, opened: Opened):
     page.keyboard.press("Alt+n")
     assert page.inner_text("#place") == "page 1 of 4"
     page.locator("a[href^='#cell:0:']").first.click()
+    until(page, "document.getElementById('provenance').open")
     page.keyboard.press("n")
     page.keyboard.press("/")
     assert page.inner_text("#place") == "page 1 of 4" and is_open(page)
