@@ -235,11 +235,15 @@ class _WandbLog(Log):
     def _end(self, fault: BaseException | None) -> None:
         if isinstance(fault, Stopped):  # the same command continues
             self._tried(self._run.mark_preempting)
-        self.every = self.every or 1  # whatever failed before: the next run of this process would go on in this one
         status = 0 if fault is None else getattr(fault, "exit_code", 1)
-        self._tried(lambda: self._run.finish(exit_code=status))
+        if self.every is not None:
+            self._tried(lambda: self._run.finish(exit_code=status))
         if self.every is None:
-            with suppress(Exception):  # now, with its complaints, instead of when the process ends
+            # Quietly, as it has been told: else the next run of this process would go on in this one, and wandb
+            # complain at the process's end.
+            with suppress(Exception):
+                self._run.finish(exit_code=status)
+            with suppress(Exception):
                 self._wandb.teardown()
 
 

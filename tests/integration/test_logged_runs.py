@@ -378,6 +378,7 @@ def test_no_logger_leaves_no_file(plain: Path, with_csv: Path):
     assert not files(plain) - files(with_csv)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "start"), [(signal.SIGTERM, 16), (signal.SIGKILL, 10)])
 def test_an_interrupted_log_ends_as_the_same_bytes(number: int, start: int, place: Place, with_csv: Path):
     """Killed after step 15, the last checkpoint is that of step 10; told to stop there, that of the step after it."""
@@ -391,6 +392,7 @@ def test_an_interrupted_log_ends_as_the_same_bytes(number: int, start: int, plac
     assert (folder / "log.csv").read_bytes() == (with_csv / "log.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_where_nothing_trains_there_is_one_row(place: Place):
     words = [text for text in place.command("logger=csv") if not text.startswith("method.")]
     ended = place.job([*words, "method=one-shot"], whole=True)
@@ -426,6 +428,7 @@ def test_of_two_processes_the_first_logs(place: Place):
 # identity ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_found_with_another_logger(place: Place, plain: Path):
     """Without its settings being looked at: there is no server here."""
     before = (plain / "record.json").stat().st_mtime_ns
@@ -439,6 +442,7 @@ def test_a_finished_run_is_found_with_another_logger(place: Place, plain: Path):
     assert not (plain / "log.csv").exists() and not (plain / "wandb-id").exists()
 
 
+@pytest.mark.slow
 def test_a_record_without_the_section_is_found_and_decoded_again(place: Place, plain: Path):
     """As those that came before loggers."""
     copy = place.root / "runs" / plain.name
@@ -452,6 +456,7 @@ def test_a_record_without_the_section_is_found_and_decoded_again(place: Place, p
     assert len(records.finished(copy).evaluations) == 2 * len(records.finished(plain).evaluations)
 
 
+@pytest.mark.slow
 def test_a_tables_runs_may_be_logged(place: Place, plain: Path):
     table = place.folder / "mine.yaml"
     of_cell = [text for text in [*place.settings, *QUICK] if not text.startswith(("model.path", "logger"))]
@@ -628,6 +633,7 @@ def test_two_runs_of_one_process_are_apart(with_wandb: tuple[list[Path], Ended])
 
 
 @needs_wandb
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "start"), [(signal.SIGTERM, 16), (signal.SIGKILL, 10)])
 def test_an_interrupted_run_goes_on_as_the_same_one(number: int, start: int, place: Place, with_wandb, plain: Path):
     ended = place.job(OFFLINE, patches={"signal_at": [15, number]})
@@ -649,6 +655,7 @@ def test_an_interrupted_run_goes_on_as_the_same_one(number: int, start: int, pla
 
 
 @needs_wandb
+@pytest.mark.slow
 def test_a_failed_run_is_shown_as_one(place: Place):
     ended = place.job([*OFFLINE, "train.lr=1e30"])
     assert ended.code == 1
@@ -659,6 +666,7 @@ def test_a_failed_run_is_shown_as_one(place: Place):
 
 
 @needs_wandb
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patch", "reason"),
     [
@@ -715,6 +723,7 @@ WAYS_OUT = r"give logger\.mode=offline \(`wandb sync` sends it later\) or logger
 
 
 @needs_wandb
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "environment", "expected"),
     [
@@ -742,6 +751,7 @@ def test_what_keeps_it_from_working_is_said_at_once(
 
 
 @needs_wandb
+@pytest.mark.slow
 def test_without_a_server_it_is_said_and_the_same_command_works_offline(place: Place):
     ended = place.job(["logger=wandb"], OFFLINE, env=NO_SERVER)
     assert ended.codes == [2, 0], ended.err
@@ -753,6 +763,7 @@ def test_without_a_server_it_is_said_and_the_same_command_works_offline(place: P
 
 
 @needs_wandb
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("commands", "environment"),
     [
@@ -770,6 +781,7 @@ def test_what_the_package_refuses_is_bad_input(commands: list[list[str]], enviro
     assert not list((place.root / "runs").glob("*/failure.json"))
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_one_line(place: Place):
     ended = place.job(OFFLINE, patches={"lacking": []})
     assert ended.code == 2

@@ -303,7 +303,8 @@ function segment(i, words) {
     else if (parts) {
       for (const [changed, part] of parts) {
         const kept = part.trimEnd();
-        dd.append(changed ? element(role === "A" ? "del" : "ins", {}, kept) : kept, part.slice(kept.length));
+        const shown = marked(kept, inOutputs ? words : []);
+        dd.append(...(changed ? [element(role === "A" ? "del" : "ins", {}, ...shown)] : shown), part.slice(kept.length));
       }
     }
     else dd.append(...marked(text, inOutputs ? words : []));
