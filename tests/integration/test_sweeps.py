@@ -59,6 +59,7 @@ def held_with_checkpoint(sweep: Path, root: Path) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_two_sweeps_share_their_cells_and_one_that_dies_leaves_them_to_the_other(cell, tmp_path, command):
     cells = [*cell, *SLOW, "seed=1,2,3,4"]
     first = command("run", "-m", *cells)
@@ -159,6 +160,7 @@ def test_workers_do_the_cells_too(cell, tmp_path, command, launcher):
     assert "cells: 2 of 4 done (2 before), 2 failed" in err
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_said_and_the_same_command_continues(cell, tmp_path, command):
     sweep = ["run", "-m", *cell, *SLOW, "seed=1,2", "hydra/launcher=parallel"]
     process = command(*sweep)
