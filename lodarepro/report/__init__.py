@@ -46,7 +46,7 @@ def write(filled: Sequence[FilledTable], archive: Archive, root: Path) -> Path:
     side_by_side = texts.side_by_side(chosen, root)
     if lacking := len(chosen) - sum(len(test.systems) for test in side_by_side):
         logger.info("%d of %d runs have no texts here to show", lacking, len(chosen))
-    contents = html.Contents(str(root), filled, drawn, archive.finished, archive.failures, side_by_side)
+    contents = html.Contents(root.resolve().name, filled, drawn, archive.finished, archive.failures, side_by_side)
     page = root / FOLDER / PAGE
     with records.disk_faults(page.parent):
         (page.parent / FIGURES).mkdir(parents=True, exist_ok=True)

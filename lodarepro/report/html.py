@@ -46,7 +46,7 @@ class Contents:
     """What a page shows.
 
     Attributes:
-        root: the results folder, as it was named.
+        root: name of the results folder.
         tables: filled.
         figures: of each of them.
         finished: all runs.
@@ -187,18 +187,18 @@ def _tree(filled: FilledTable) -> dict[str, Any]:
 
 def _table(filled: FilledTable, figures: Sequence[Figure]) -> dict[str, Any]:
     """A table as the template wants it: its lines, each row's together, and its figures by kind."""
-    lines, notes = shown.lines_of(filled, check=True)
-    head, *rest = lines
+    (head, *lines), notes = shown.lines_of(filled, check=False)
     blocks: list[dict[str, Any]] = []
-    rows = iter(filled.rows)
-    for line in rest:
+    rows = enumerate(filled.rows)
+    for line in lines:
         if line.kind == "group":
             blocks.append({"group": line.texts[0]})
         elif line.kind == "ours":
-            row = next(rows)
+            number, row = next(rows)
             blocks.append(
                 {
                     "group": None,
+                    "number": number,
                     "left": line.texts[: -len(row.cells)],
                     "cells": [
                         {"ours": text, "run": bool(cell.n), "best": cell.best, "verdict": cell.verdict}
@@ -211,11 +211,6 @@ def _table(filled: FilledTable, figures: Sequence[Figure]) -> dict[str, Any]:
             )
         else:
             blocks[-1][line.kind] = line.texts
-    number = 0
-    for block in blocks:
-        if block["group"] is None:
-            block["number"] = number
-            number += 1
     metrics = list(dict.fromkeys(figure.metric for figure in figures if figure.metric is not None))
     titles = {column.key: shown_as.title for column, shown_as in zip(filled.table.columns, filled.columns, strict=True)}
     verdicts = shown.verdicts(filled)

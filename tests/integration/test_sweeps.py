@@ -123,11 +123,12 @@ def test_a_failed_cell_is_recorded_and_tried_again_on_request_only(cell, tmp_pat
     assert (folder / "failure.json").stat().st_mtime_ns > written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
         ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"],
-        pytest.param(["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"], marks=pytest.mark.slow),
+        ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
     ],
     ids=["joblib", "submitit"],
 )
@@ -298,6 +299,7 @@ def test_slurm_jobs_that_run_out_of_time_are_handed_in_again_and_continue(cell, 
         assert f"#SBATCH {setting}\n" in script
 
 
+@pytest.mark.slow
 def test_a_cell_that_another_process_held_is_done_after_all(cell, tmp_path, capsys):
     """By the same launcher and with the user's own configs; it had been left for later."""
     options = tmp_path / "options"
