@@ -341,10 +341,11 @@ def _table(arguments: list[str]) -> int:
             status = max(status, code)
             if code > 2:  # stopped: so is what comes after
                 return code
+    root = _results_root(found[0].rows[0].run)  # of all of them: where results are is no part of a table
+    archive = Archive(root)
     trees = []
     for table in found:
-        root = _results_root(table.rows[0].run)
-        filled = _filled_table(table, Archive(root))
+        filled = _filled_table(table, archive)
         if given.significance:
             filled = aggregate.with_significance(filled, root)
         _write_table(filled, check=given.check)

@@ -284,7 +284,7 @@ class Logger:
     entity: str | None = None
     """team or user; None: the account's own"""
     group: str | None = None
-    """runs shown together; None: those that differ in the seed alone"""
+    """runs shown together; None: those of one dataset, model, method, rank and protocol"""
     tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
     """by which runs are found; up to 64 characters each"""
     mode: WandbMode | None = None

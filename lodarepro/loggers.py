@@ -35,8 +35,8 @@ WAYS_OUT = "give logger.mode=offline (`wandb sync` sends it later) or logger=csv
 FINISH_SECONDS = 120  # for what is not sent yet at a run's end; `wandb sync` sends the rest
 LONGEST = 200  # characters of what a server said
 
-
 ValuesOf = Callable[[str], Mapping[str, Sequence[float]]]
+"""from a file of a run's hypotheses to metric, to each segment's figure (`rescore.segment_values`)"""
 
 
 class Log:

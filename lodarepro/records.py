@@ -117,6 +117,10 @@ class Record:
         # The first records have the last epoch alone.
         return self.training.get("checkpoints") or {"last": {**self.training["epochs"][-1], "adapter": ADAPTER}}
 
+    def evaluation_of(self, hypotheses: str) -> Evaluation:
+        """The first evaluation of a file of hypotheses over all its segments."""
+        return next(e for e in self.evaluations if e.hypotheses == hypotheses and e.subset == "all")
+
 
 def write(folder: Path, record: Record) -> None:
     """Write a run's `record.json`."""

@@ -63,7 +63,7 @@ def segment_values(folder: Path, record: Record, file: str) -> dict[str, list[fl
         BadInput: as `measure_file`.
     """
     texts = folder / file
-    evaluation = next(e for e in record.evaluations if e.hypotheses == file and e.subset == metrics.ALL)
+    evaluation = record.evaluation_of(file)
     damaged = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
     with suppress(OSError, *damaged):  # or not there: derived again
         tree = json.loads(_values_file(texts).read_text(encoding="ascii"))

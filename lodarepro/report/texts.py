@@ -10,7 +10,6 @@ from pathlib import Path
 
 from lodarepro import records
 from lodarepro.errors import BadInput
-from lodarepro.metrics import ALL
 from lodarepro.provenance import canonical_json
 from lodarepro.records import Decoded, Record
 from lodarepro.report import units
@@ -160,7 +159,7 @@ def _of_one_test(runs: Sequence[Chosen], root: Path) -> SideBySide | None:
         if [(d.context, d.references) for d in decoded] != [(d.context, d.references) for d in first]:
             logger.warning("%s: its segments are not those of other runs; left out of the report", folder / one.file)
             continue
-        whole = next(e.scores for e in one.record.evaluations if e.hypotheses == one.file and e.subset == ALL)
+        whole = one.record.evaluation_of(one.file).scores
         columns |= {key: units.COLUMNS[suite][key] for key in values}
         systems.append(
             System(

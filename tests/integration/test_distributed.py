@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lodarepro import config, records
 from lodarepro.cli import main
-from lodarepro.data.tokenise import Encoded
 from lodarepro.distributed import ALONE, Processes, joined
 from lodarepro.errors import Stopped
 from lodarepro.methods import attach, trained
@@ -30,6 +28,7 @@ from lodarepro.model import GPT2, Sizes
 from lodarepro.model.weights import save_tensors
 from lodarepro.train.checkpoint import Progress
 from lodarepro.train.loop import train
+from tests.pairs import pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = Sizes(n_layer=2, n_head=2, n_embd=32, vocab_size=60, n_positions=48)
@@ -48,15 +47,6 @@ CASES: dict[str, tuple[config.Train, Any]] = {
     "PyTorch's AdamW": (dataclasses.replace(SETTINGS, optimizer="pytorch"), LORA),
 }
 STOPPED, DROPOUT = "stopped by one of them", "dropout"
-
-
-def pairs(n: int, seed: int) -> Encoded:
-    r = np.random.default_rng(seed)
-
-    def tokens(most: int) -> list[int]:
-        return r.integers(1, 60, r.integers(2, most)).tolist()
-
-    return Encoded.of([(tokens(9), tokens(16)) for _ in range(n)])
 
 
 DATA, VALID = pairs(14, 0), pairs(7, 1)

@@ -17,19 +17,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lodarepro import config
-from lodarepro.data.tokenise import Encoded
 from lodarepro.decode.beam import search
 from lodarepro.methods import attach, trained
 from lodarepro.model import GPT2, Sizes
 from lodarepro.model.weights import save_tensors
 from lodarepro.train.checkpoint import Checkpoints
 from lodarepro.train.loop import train
+from tests.pairs import pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = Sizes(n_layer=1, n_head=2, n_embd=16, vocab_size=60, n_positions=32)
@@ -52,16 +51,7 @@ WRITES = [
 # in the helper ----------------------------------------------------------------------------------
 
 
-def pairs(n: int, seed: int) -> Encoded:
-    r = np.random.default_rng(seed)
-
-    def tokens(most: int) -> list[int]:
-        return r.integers(1, 60, r.integers(2, most)).tolist()
-
-    return Encoded.of([(tokens(9), tokens(12)) for _ in range(n)])
-
-
-DATA, VALID = pairs(22, 0), pairs(7, 1)
+DATA, VALID = pairs(22, 0, longest=12), pairs(7, 1, longest=12)
 
 
 def work(folder: Path) -> None:

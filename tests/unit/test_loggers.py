@@ -13,14 +13,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from lodarepro import compose, config, loggers, records, tables
 from lodarepro.archive import Archive
 from lodarepro.cli import main
-from lodarepro.data.tokenise import Encoded
 from lodarepro.errors import BadInput, RunFailed, Stopped
 from lodarepro.methods import attach
 from lodarepro.model import GPT2, Sizes
@@ -30,6 +28,7 @@ from lodarepro.scores import Score
 from lodarepro.train import loop
 from lodarepro.train.checkpoint import Progress
 from lodarepro.train.optim import learning_rate
+from tests.pairs import pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "results" / "mini"
@@ -46,15 +45,6 @@ def no_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SETTINGS = config.Train(epochs=3, batch_size=4, lr=1e-2, warmup_steps=2, accumulate=2, keep=("last",))
 """14 pairs: 4 steps an epoch"""
-
-
-def pairs(n: int, seed: int) -> Encoded:
-    r = np.random.default_rng(seed)
-
-    def tokens(most: int) -> list[int]:
-        return r.integers(1, 60, r.integers(2, most)).tolist()
-
-    return Encoded.of([(tokens(9), tokens(16)) for _ in range(n)])
 
 
 DATA, VALID = pairs(14, 0), pairs(7, 1)

@@ -392,7 +392,7 @@ def test_what_is_hostile_stays_text(made: Made):
     assert "First <em>group</em>" in titles
     assert '[a] A <s>note</s> & "more".' in titles
     assert f"failed-run: {FAULT}; and more" in titles
-    assert f"lodarepro report: {made.root}" in titles
+    assert f"lodarepro report: {made.root.name}" in titles
     data = made.page.data()
     (tree,) = data["tables"]
     assert rows_of(tree)[0]["label"] == LABEL
