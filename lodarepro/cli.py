@@ -1,4 +1,4 @@
-"""The command line: run, table, report, plan, decode, score, count, export, data, doctor."""
+"""The command line: run, table, report, analyze, plan, decode, score, count, export, data, doctor."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lodarepro import config, launch, plan
     from lodarepro.archive import Archive
     from lodarepro.cost import Count
+    from lodarepro.findings import Findings
     from lodarepro.report.aggregate import Counts, FilledTable
     from lodarepro.tables import Row, Table
 
@@ -38,6 +39,8 @@ usage: lodarepro COMMAND ...
   table NAME ... [--run]          a paper's table from the records, beside its print; --run does what is missing,
                                   --check gives verdicts; lodarepro table --help
   report [NAME ...]               one page to look at: tables beside print, figures, texts side by side, provenance
+  analyze NAME ...                what is behind the tables, each with its paper's figure: latency, energy, subspace,
+                                  amplification, errors; lodarepro analyze --help
   plan NAME ... | [KEY=VALUE ...] what a table's or a sweep's cells will cost: tokens, operations, memory, hours
   decode RUN [decode.KEY=VALUE]   decode a finished run's test set anew, with other settings
   score --hyp FILE --ref FILE     score texts by the official definitions (--suite e2e, webnlg, dart);
@@ -59,6 +62,23 @@ lodarepro score [--suite NAME] --hyp FILE --ref FILE [--num-refs N [--raw]] [--s
        lodarepro score --compare A B --ref FILE [...]
        lodarepro score RUN ... [--json]
        lodarepro score --compare RUN RUN [--json]"""
+
+ANALYZE_USAGE = """\
+usage: lodarepro analyze NAME ...
+
+  latency [KEY=VALUE ...]         time of methods beside their multiply-accumulates: forward passes, the q/k/v
+                                  projection, decoding (LoRA Table 1, Figure 5; LoDA Table 2)
+  energy [KEY=VALUE ...]          what low-rank and sparse projections keep, and the best rank or share for each block
+                                  (LoDA Figure 2)
+  subspace RUN RUN                the directions that two runs share (LoRA Figures 3, 4, 6, 7)
+  amplification RUN ...           what runs amplify in the pretrained weights, and how far from linear a delta is
+                                  (LoRA Table 7, Figure 8)
+  errors RUN ...                  facts that texts lose, make up or get wrong (E2E); scores by category and number of
+                                  triples (WebNLG, DART)
+
+Each has --help, and writes data (JSON, CSV), Markdown and figures (PNG, SVG) to <results.root>/analyses/; lodarepro
+report shows them all.
+"""
 
 COUNT_HELP = """\
 what is counted, of what is kept after training (an MLP that made a prefix is dropped):
@@ -107,6 +127,7 @@ def _command(arguments: list[str]) -> int:
         "run": _run,
         "table": _table,
         "report": _report,
+        "analyze": _analyze,
         "plan": _plan,
         "decode": _decode,
         "score": _score,
@@ -366,7 +387,7 @@ def _table(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    from lodarepro import compose, report, tables
+    from lodarepro import compose, findings, report, tables
     from lodarepro.archive import Archive
     from lodarepro.records import check_whole
 
@@ -385,9 +406,10 @@ def _report(arguments: list[str]) -> int:
     (any_cell,) = compose.cells([text for text in places if not text.startswith("hydra")])
     root = _results_root(any_cell.run)
     archive = Archive(root)
-    if not archive.finished:
+    analyses = findings.all_below(root)
+    if not archive.finished and not analyses:
         raise BadInput(
-            f"{root / 'runs'} holds no finished run: make some (lodarepro run, or make demo), or say with "
+            f"{root} holds no finished run and no analysis: make some (lodarepro run, or make demo), or say with "
             "results.root=FOLDER where they are"
         )
     for record in archive.finished:
@@ -397,7 +419,7 @@ def _report(arguments: list[str]) -> int:
     filled = [_filled_table(table, archive) for table in found]
     if not names:
         filled = [table for table in filled if any(row.records for row in table.rows)]
-    page = report.write(filled, archive, root)
+    page = report.write(filled, archive, analyses, root)
     print(f"report: {page} (figures as PNG and SVG in {page.parent / 'figures'})")
     return 0
 
@@ -604,6 +626,190 @@ def _plan(arguments: list[str]) -> int:
     planned = plan.plan(asked, gpu=given.gpu, utilisation=utilisation)
     _show(given, plan.as_json(planned), plan.report(planned))
     return 0
+
+
+# analyses ---------------------------------------------------------------------------------------
+
+
+def _analyze(arguments: list[str]) -> int:
+    from lodarepro.report import analyses as shown
+
+    commands: dict[str, Callable[[argparse.ArgumentParser, list[str]], tuple[argparse.Namespace, Findings, Path]]] = {
+        "latency": _latency,
+        "energy": _energy,
+        "subspace": _subspace,
+        "amplification": _amplification,
+        "errors": _errors,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(ANALYZE_USAGE, end="")
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name not in commands:
+        raise BadInput(f"'{name}': no such analysis{nearest(name, commands)}")
+    parser = argparse.ArgumentParser(prog=f"lodarepro analyze {name}", allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print all figures as one object instead of tables")
+    _add_method_file(parser)
+    given, found, root = commands[name](parser, arguments[1:])
+    folder = shown.write(found, root)
+    _show(given, asdict(found), f"{shown.markdown(found)}\nwritten to {folder}")
+    return 0
+
+
+def _latency(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, Findings, Path]:
+    from lodarepro import compose
+    from lodarepro.analysis import latency
+
+    parser.description = (
+        "time of forward passes, of the q/k/v projection and of decoding with each method against the bare model, "
+        "beside counted multiply-accumulates (LoRA Table 1, Figure 5; LoDA Table 2); on random weights"
+    )
+    _add_overrides(parser, "model=NAME, decode.precision=bf16, runtime.device=cuda, results.root=FOLDER and the like")
+    parser.add_argument("--parts", metavar="NAME,...", type=_words, help=", ".join(latency.PARTS))
+    parser.add_argument("--methods", metavar="NAME,...", type=_words, help="a representative of each kind")
+    parser.add_argument(
+        "--sizes", metavar="N,...", type=_counting, help="ranks, bottlenecks or prefix lengths (each method's own)"
+    )
+    parser.add_argument("--batch-sizes", metavar="N,...", type=_counting, help="rows of a forward pass")
+    parser.add_argument("--lengths", metavar="N,...", type=_counting, help="tokens of a row")
+    parser.add_argument("--beams", metavar="N,...", type=_counting, help="of a search (1,10)")
+    parser.add_argument("--trials", metavar="N", type=_count_of, default=latency.TRIALS, help="of each (100)")
+    parser.add_argument(
+        "--warmup", metavar="N", type=_count_of, default=latency.WARMUP, help="not counted, before (10)"
+    )
+    parser.add_argument("--paper", action="store_true", help="the points of LoRA's Figure 5 and Table 1: for a GPU")
+    given = parser.parse_intermixed_args(arguments)
+    parts = given.parts or latency.PARTS
+    for part in parts:
+        if part not in latency.PARTS:
+            raise BadInput(f"--parts {part}: no such part{nearest(part, latency.PARTS)}")
+    asked = latency.Asked(
+        parts=parts,
+        methods=given.methods,
+        sizes=given.sizes,
+        batch_sizes=given.batch_sizes,
+        lengths=given.lengths,
+        beams=given.beams,
+        trials=given.trials,
+        warmup=given.warmup,
+        paper=given.paper,
+    )
+    own = _own(given)
+    (cell,) = compose.cells(given.overrides, own=own)
+    return given, latency.latency(given.overrides, asked, own=own), _results_root(cell.run)
+
+
+def _energy(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, Findings, Path]:
+    from lodarepro import compose
+    from lodarepro.analysis.energy import energy
+
+    parser.description = (
+        "energy of W_proj = [Wq, Wk, Wv] kept by rank and by share of the entries, block by block (LoDA Figure 2); with "
+        "--budget the ranks and shares that keep most, as settings for lodarepro run"
+    )
+    _add_overrides(parser, "model=NAME, model.path=FOLDER, results.root=FOLDER")
+    parser.add_argument(
+        "--budget", metavar="X", type=float, help="per cent of the dense projections' multiply-accumulates"
+    )
+    given = parser.parse_intermixed_args(arguments)
+    (cell,) = compose.cells(given.overrides, own=_own(given))
+    return given, energy(cell.run, budget=given.budget), _results_root(cell.run)
+
+
+def _subspace(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, Findings, Path]:
+    from lodarepro.analysis import subspace
+    from lodarepro.reopen import reopen
+
+    parser.description = (
+        "similarity phi(i, j) of the top directions of two runs' matrices, block by block, beside random ones (LoRA "
+        "Figures 3, 4, 6, 7)"
+    )
+    _add_runs(parser)
+    parser.add_argument("--matrix", choices=subspace.MATRICES, default="A", help="A (default), B or dW")
+    parser.add_argument(
+        "--directions", metavar="N", type=_count_of, default=subspace.MOST, help="looked at of each matrix (64)"
+    )
+    given, folders, overrides, root = _given_runs(parser, arguments)
+    if len(folders) != 2:
+        raise BadInput(f"lodarepro analyze subspace compares two runs; {len(folders)} given")
+    a, b = (reopen(folder, overrides, checkpoint=given.checkpoint or "last") for folder in folders)
+    return given, subspace.subspace((a, b), matrix=given.matrix, most=given.directions), root
+
+
+def _amplification(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, Findings, Path]:
+    from lodarepro.analysis.amplification import amplification
+    from lodarepro.reopen import reopen
+
+    parser.description = (
+        "how much of the pretrained weights lies in the directions that runs changed, and by which factor they amplify "
+        "them (LoRA Table 7, Figure 8); of deltas that are not linear by their mean Jacobian at test inputs"
+    )
+    _add_runs(parser)
+    parser.add_argument("--directions", metavar="N", type=_count_of, help="top ones looked at (the rank of each)")
+    given, folders, overrides, root = _given_runs(parser, arguments)
+    opened = [reopen(folder, overrides, checkpoint=given.checkpoint or "last") for folder in folders]
+    return given, amplification(opened, r=given.directions), root
+
+
+def _errors(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, Findings, Path]:
+    from lodarepro.analysis.errors import errors
+
+    parser.description = (
+        "facts that texts lose, make up or get wrong, by rules (E2E, mini); scores by category and number of triples, "
+        "seen against unseen (WebNLG, DART)"
+    )
+    _add_runs(parser)
+    given, folders, overrides, root = _given_runs(parser, arguments)
+    return given, errors(folders, overrides, checkpoint=given.checkpoint), root
+
+
+def _add_overrides(parser: argparse.ArgumentParser, which: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=which)
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN | KEY=VALUE",
+        help="folders of finished runs; model.path=FOLDER or data.root=FOLDER where this machine has them, "
+        "results.root=FOLDER for what is written (where the first run is)",
+    )
+    parser.add_argument("--checkpoint", metavar="NAME", help="last (default), best or epoch-N")
+
+
+def _given_runs(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, list[Path], list[str], Path]:
+    """What was asked, the runs' folders, their overrides, and the results folder to write to."""
+    from lodarepro import records
+
+    given = parser.parse_intermixed_args(arguments)
+    _own(given)
+    names, overrides = _names_and_overrides(given.words)
+    folders = [Path(name) for name in names]
+    if not folders:
+        raise BadInput("which runs? give folders such as results/runs/e2e_gpt2-medium_lora-r4_lora_s1_0123456789ab")
+    roots = [text.partition("=")[2] for text in overrides if text.startswith("results.root=")]
+    above = folders[0].resolve().parent
+    root = Path(roots[-1]).expanduser() if roots else above.parent if above.name == records.RUNS else Path("results")
+    return given, folders, [text for text in overrides if not text.startswith("results.")], root
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _counting(text: str) -> tuple[int, ...]:
+    return tuple(map(_count_of, text.split(",")))
+
+
+def _count_of(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return int(text)
 
 
 # the other commands -----------------------------------------------------------------------------

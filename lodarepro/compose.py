@@ -43,7 +43,7 @@ PROTOCOL_VERSION = 2
 PRIMARY = "run"
 SCHEMA = "schema"
 FOLLOWING = ("settings", "tuned")  # groups that follow from the choices of the others
-NO_CHOICES = (*FOLLOWING, "hydra", "table")  # folders of configs/ that hold no options of a run
+NO_CHOICES = (*FOLLOWING, "hydra", "table", "analysis", "slots")  # folders of configs/ that hold no options of a run
 SWEEP = "sweep"  # the group of named sweeps
 LACKING = "???"  # OmegaConf's mark of a key without a value
 NOT_IDENTITY = {
@@ -402,7 +402,8 @@ def _typed(value: Any, wanted: type, where: str, faults: list[str]) -> Any:
         return TypeAdapter(wanted).validate_json(json.dumps(value), strict=True)
     except ValidationError as e:
         for error in e.errors():
-            path = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])
+            loc = (part for part in error["loc"] if not str(part).startswith(config.TAG))
+            path = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
             if error["type"] == "value_error":  # of a section's own check, which names the field
                 faults.append(f"{path}.{error['ctx']['error']}")
             elif error["input"] != LACKING:

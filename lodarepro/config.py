@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of a folder's name
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+_T = TypeVar("_T")
+TAG = "="
+"""start of what pydantic calls the forms of a field that has several; no part of a field's name"""
+EachOrAll = Annotated[
+    Annotated[_T, Tag(f"{TAG}all")] | Annotated[tuple[_T, ...], Tag(f"{TAG}each")],
+    Discriminator(lambda value: f"{TAG}each" if isinstance(value, list | tuple) else f"{TAG}all"),
+]
+"""one value for all blocks, or a list of one for each, the lowest first"""
 Precision = Literal["fp32", "tf32", "bf16"]
 """fp32: the reference; tf32: matrix products of GPUs at reduced precision; bf16: autocast, weights in fp32"""
 WandbMode = Literal["online", "offline", "disabled"]
@@ -466,10 +475,10 @@ class Base:
 
     kind: Literal["dense", "low-rank", "sparse"] = "dense"
     """as it is; truncated SVD executed as two products; the entries of largest magnitude"""
-    rank: Positive | None = None
-    """R, of low-rank"""
-    keep: Annotated[float, Field(gt=0, le=1)] | None = None
-    """s, the fraction of entries that sparse keeps"""
+    rank: EachOrAll[Positive] | None = None
+    """R, of low-rank; a list has one for each block, lowest first (lodarepro analyze energy suggests some)"""
+    keep: EachOrAll[Share] | None = None
+    """s, the fraction of entries that sparse keeps; a list has one for each block, lowest first"""
     pattern: Literal["unstructured", "2:4"] = "unstructured"
     """of sparse: anywhere, or two of each four consecutive inputs of a column, for hardware that gains from it"""
 
@@ -488,14 +497,31 @@ class Base:
         if self.pattern != "unstructured" and self.kind != "sparse":
             raise ValueError(f"pattern={self.pattern}: means nothing for kind={self.kind}; leave it out")
 
+    def of_block(self, block: int) -> Base:
+        """What stands for the projection of one block, counted from 0: without lists."""
+        return replace(self, **{key: value[block] for key, value in self._lists().items()})
+
+    def _lists(self) -> dict[str, tuple[Any, ...]]:
+        values = {"rank": self.rank, "keep": self.keep}
+        return {key: value for key, value in values.items() if isinstance(value, tuple)}
+
     def faults(self, model: Model) -> list[str]:
         """What does not fit the model."""
-        if self.rank is not None and self.rank > model.n_embd:
+        for key, values in self._lists().items():
+            if len(values) != model.n_layer:
+                return [
+                    f"base.{key}: a list of {len(values)}, but {model.name} has {model.n_layer} blocks; give one value "
+                    "for each, or one number for all"
+                ]
+        if self._lists():
+            faults = [fault for block in range(model.n_layer) for fault in self.of_block(block).faults(model)]
+            return list(dict.fromkeys(faults))
+        if isinstance(self.rank, int) and self.rank > model.n_embd:
             return [
                 f"base.rank={self.rank} exceeds the rank {model.n_embd} of W_proj in {model.name}; "
                 f"give {model.n_embd} or less"
             ]
-        if self.keep is not None and not round(self.keep * 3 * model.n_embd**2):
+        if isinstance(self.keep, float) and not round(self.keep * 3 * model.n_embd**2):
             return [f"base.keep={self.keep} keeps none of the {3 * model.n_embd**2} entries of W_proj in {model.name}"]
         if self.kind == "sparse" and self.pattern == "2:4" and model.n_embd % 4:
             return [

@@ -18,12 +18,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from lodarepro import compose, config, records
-from lodarepro.errors import BadInput, nearest
-from lodarepro.methods import merge, mergeable, restored, trained
+from lodarepro import config
+from lodarepro.errors import BadInput
+from lodarepro.methods import merge, mergeable, trained
 from lodarepro.methods.lora import DoraDelta, LoraDelta
 from lodarepro.model import GPT2, weights
 from lodarepro.model.gpt2 import Dense
+from lodarepro.reopen import reopen
 
 logger = logging.getLogger(__name__)
 
@@ -57,26 +58,16 @@ def export(folder: Path, form: str, place: Path, overrides: Sequence[str] = (), 
     try:
         if place.exists() and not (place.is_dir() and not any(place.iterdir())):
             raise BadInput(f"{place} is there and is no empty folder; give another, or delete it first")
-        record = records.finished(folder)
-        run = compose.changed(compose.from_plain(record.config), overrides)
-        if checkpoint not in record.checkpoints:
-            raise BadInput(f"{record.id} has no checkpoint '{checkpoint}'{nearest(checkpoint, record.checkpoints)}")
-        base, model = _loaded(folder / record.checkpoints[checkpoint]["adapter"], record, run)
+        opened = reopen(folder, overrides, checkpoint=checkpoint)
+        model = opened.model()
         with _appearing(place) as unfinished:
             try:
-                FORMS[form](model, run.model, base, unfinished)
+                FORMS[form](model, opened.run.model, opened.base, unfinished)
             except BadInput as e:
-                raise BadInput(f"{record.id} has no form for --to {form}: {e}") from None
+                raise BadInput(f"{opened.record.id} has no form for --to {form}: {e}") from None
     except OSError as e:
         raise BadInput(f"{e.filename or place}: can't be used ({e.strerror or e}); give another folder") from None
-    logger.info("wrote %s; to load it: %s", place, _to_load(form, place, run.model, base))
-
-
-def _loaded(adapter: Path, record: records.Record, run: config.Run) -> tuple[weights.Checkpoint, GPT2]:
-    base = weights.find(run.model)
-    assert base is not None  # with download, `find` raises rather than give None
-    base.check_tokenizer(record.identity["checksums"]["tokenizer"], record.id)
-    return base, restored(adapter, run, base)
+    logger.info("wrote %s; to load it: %s", place, _to_load(form, place, opened.run.model, opened.base))
 
 
 @contextmanager

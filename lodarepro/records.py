@@ -122,6 +122,13 @@ class Record:
         return next(e for e in self.evaluations if e.hypotheses == hypotheses and e.subset == "all")
 
 
+def method_of(record: Record) -> str:
+    """`ft`, `lora r=4`."""
+    method = record.config["method"]
+    rank = method.get("rank")
+    return method["name"] + ("" if rank is None else f" r={rank}")
+
+
 def write(folder: Path, record: Record) -> None:
     """Write a run's `record.json`."""
     text = json.dumps(asdict(record), indent=1, ensure_ascii=False, allow_nan=False)

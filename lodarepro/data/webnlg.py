@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -74,9 +75,25 @@ def parse(path: Path) -> list[Example]:
         BadInput: the file is unreadable, empty, not UTF-8, not JSON or not in WebNLG's form.
     """
     examples = []
-    for numbered in read_json(path, _FILE).entries:
-        for entry in numbered.values():
-            context = " | ".join(f"{t.subject} : {t.property} : {t.object}" for t in entry.modifiedtripleset)
-            subset = "seen" if entry.category in SEEN else "unseen"
-            examples += [Example(context, text.lex, subset) for text in entry.lexicalisations if text.comment == "good"]
+    for entry in _entries(path):
+        subset = "seen" if entry.category in SEEN else "unseen"
+        context = _context(entry)
+        examples += [Example(context, text.lex, subset) for text in entry.lexicalisations if text.comment == "good"]
     return examples
+
+
+def categories(path: Path) -> dict[str, str]:
+    """Context to category, of a split's file; of equal contexts the first's, as with subsets."""
+    found: dict[str, str] = {}
+    for entry in _entries(path):
+        found.setdefault(_context(entry), entry.category)
+    return found
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    for numbered in read_json(path, _FILE).entries:
+        yield from numbered.values()
+
+
+def _context(entry: Entry) -> str:
+    return " | ".join(f"{t.subject} : {t.property} : {t.object}" for t in entry.modifiedtripleset)

@@ -2,9 +2,9 @@
 
     h = x W' + b,    W' in place of W_proj = [Wq, Wk, Wv] (d, 3 d)
 
-W_proj is approximated as one matrix, block by block, before deltas are put beside it; biases stay. What stands for
-it is frozen and no part of an adapter file: it is computed from the base weights again when an adapter is loaded, to
-the same bits on the same machine.
+W_proj is approximated as one matrix, block by block (R and s may differ between blocks), before deltas are put beside
+it; biases stay. What stands for it is frozen and no part of an adapter file: it is computed from the base weights again
+when an adapter is loaded, to the same bits on the same machine.
 
 - low-rank: the truncated SVD W' = W_A W_B of rank R, executed as two products: R (d + 3 d) multiply-accumulates a
   token instead of 3 d^2;
@@ -93,8 +93,9 @@ def attach(model: GPT2, base: Base) -> None:
     if base.kind == "dense":
         return
     energies = []
-    for dense in model.denses("q"):
-        stand_in, energy = _low_rank(dense.weight, base) if base.kind == "low-rank" else _sparse(dense.weight, base)
+    for block, dense in enumerate(model.denses("q")):
+        own = base.of_block(block)
+        stand_in, energy = _low_rank(dense.weight, own) if own.kind == "low-rank" else _sparse(dense.weight, own)
         dense.replace(stand_in)
         energies.append(energy)
     if not model.wte.weight.is_meta:
@@ -107,7 +108,7 @@ def attach(model: GPT2, base: Base) -> None:
 
 def _low_rank(weight: Tensor, base: Base) -> tuple[LowRank, float]:
     """The best approximation of rank R in the Frobenius norm (Eckart & Young), and its share of the energy."""
-    assert base.rank is not None  # `Base` sees to it
+    assert isinstance(base.rank, int)  # of one block, as `Base` sees to it
     if weight.is_meta:
         return LowRank(weight.new_empty(weight.shape[0], base.rank), weight.new_empty(base.rank, weight.shape[1])), 0.0
     W = weight.cpu().double()
@@ -122,6 +123,7 @@ def _low_rank(weight: Tensor, base: Base) -> tuple[LowRank, float]:
 
 def _sparse(weight: Tensor, base: Base) -> tuple[Sparse, float]:
     """The matrix with the pattern's entries of largest magnitude, and their share of the energy."""
+    assert not isinstance(base.keep, tuple)  # of one block
     entries = round((0.5 if base.keep is None else base.keep) * weight.numel())  # 2:4 keeps half
     if weight.is_meta:
         return Sparse(torch.empty_like(weight), entries), 0.0

@@ -254,29 +254,35 @@ def measure(
     references: Sequence[Sequence[str]],
     suite: str = "e2e",
     subsets: Sequence[str | None] | None = None,
+    groups: Mapping[str, Group] | None = None,
 ) -> Measurement:
-    """What `score` derives its scores from, with all that resampling needs; arguments and errors as there."""
+    """What `score` derives its scores from, with all that resampling needs; arguments and errors as there.
+
+    `groups` are further ones that are scored together: a label that no subset has to the indices of its segments, which
+    may stand in several.
+    """
     if suite not in SUITES:
         raise BadInput(f"unknown suite '{suite}'{nearest(suite, SUITES)}")
     raw = _checked(hypotheses, references, subsets)
-    groups: dict[str, list[int]] = {ALL: list(range(len(raw)))}
+    together: dict[str, list[int]] = {ALL: list(range(len(raw)))}
     for i, label in enumerate(subsets or ()):
         if label is not None:
-            groups.setdefault(label, []).append(i)
+            together.setdefault(label, []).append(i)
+    together |= {label: list(group) for label, group in (groups or {}).items()}
 
     metrics = SUITES[suite].metrics
     for metric in metrics:
         if metric.begin:
             metric.begin()
     forms = SUITES[suite].prepare(raw)
-    compute = {m.key: partial(m.compute, forms[m.form], [*groups.values()]) for m in metrics}
+    compute = {m.key: partial(m.compute, forms[m.form], [*together.values()]) for m in metrics}
     waiting = {m.key: beside(compute[m.key]) for m in metrics if m.begin}
     found = {m.key: compute[m.key]() for m in metrics if not m.begin}
     found |= {key: figures.result() for key, figures in waiting.items()}
     return Measurement(
         suite=suite,
-        groups=groups,
-        figures={group: {m.key: found[m.key][i] for m in metrics} for i, group in enumerate(groups)},
+        groups=together,
+        figures={group: {m.key: found[m.key][i] for m in metrics} for i, group in enumerate(together)},
         signatures={m.key: f"metric:{m.key}|{m.signature()}|refs:{_reference_count(forms[m.form])}" for m in metrics},
         references=hashlib.sha256(repr(raw.references).encode("utf-8", errors="replace")).hexdigest(),
     )

@@ -15,6 +15,7 @@ from lodarepro.report.summary import counted
 
 if TYPE_CHECKING:
     from lodarepro.archive import Archive
+    from lodarepro.findings import Findings
     from lodarepro.report.aggregate import FilledTable
 
 logger = logging.getLogger(__name__)
@@ -22,12 +23,13 @@ logger = logging.getLogger(__name__)
 FOLDER, PAGE, FIGURES = "report", "index.html", "figures"
 
 
-def write(filled: Sequence[FilledTable], archive: Archive, root: Path) -> Path:
+def write(filled: Sequence[FilledTable], archive: Archive, analyses: Sequence[Findings], root: Path) -> Path:
     """Write the report page of a results folder, and its figures as files.
 
     Args:
         filled: the tables that it shows.
         archive: the runs.
+        analyses: what they found; their figures are files of theirs already.
         root: the results folder that they are in, and that the report goes to.
 
     Returns:
@@ -36,7 +38,7 @@ def write(filled: Sequence[FilledTable], archive: Archive, root: Path) -> Path:
     Raises:
         BadInput: it can't be written, or two tables have the same name.
     """
-    from lodarepro.report import figures, html, texts
+    from lodarepro.report import figures, html, plots, texts
 
     names = Counter(figures.file_name(table) for table in filled)
     if twice := [name for name, count in names.items() if count > 1]:
@@ -46,7 +48,16 @@ def write(filled: Sequence[FilledTable], archive: Archive, root: Path) -> Path:
     side_by_side = texts.side_by_side(chosen, root)
     if lacking := len(chosen) - sum(len(test.systems) for test in side_by_side):
         logger.info("%d of %d runs have no texts here to show", lacking, len(chosen))
-    contents = html.Contents(root.resolve().name, filled, drawn, archive.finished, archive.failures, side_by_side)
+    contents = html.Contents(
+        root.resolve().name,
+        filled,
+        drawn,
+        archive.finished,
+        archive.failures,
+        side_by_side,
+        analyses,
+        [plots.of_analysis(found) for found in analyses],
+    )
     page = root / FOLDER / PAGE
     with records.disk_faults(page.parent):
         (page.parent / FIGURES).mkdir(parents=True, exist_ok=True)

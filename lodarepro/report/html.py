@@ -10,21 +10,23 @@ import base64
 import gzip
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
-from lodarepro import __version__
+from lodarepro import __version__, findings
 from lodarepro.compose import without_places
+from lodarepro.findings import Findings
 from lodarepro.metrics import ALL
-from lodarepro.records import Failure, Record
+from lodarepro.records import Failure, Record, method_of
+from lodarepro.report import analyses, units
 from lodarepro.report import table as shown
-from lodarepro.report import units
 from lodarepro.report.aggregate import FilledTable
-from lodarepro.report.figures import Figure
-from lodarepro.report.summary import counted, method_of
+from lodarepro.report.drawing import WIDTH, Figure
+from lodarepro.report.summary import counted
 from lodarepro.report.texts import SideBySide
 
 FIRST_SHOWN = "bleu"
@@ -39,6 +41,8 @@ KINDS = {
 """kinds of figures and what stands above them"""
 VERDICTS = {"within print": "✓", "within reruns": "◐", "outside": "✗"}
 """signs of the verdicts, so that they are told apart without colour"""
+PLACE = re.compile(r"""(?:^|(?<=[\s="',(\[]))(?:file://)?(?:~[^/\s"']*/|/[^/\s"',\]][^/"',\]]*/)(?:[^/"',\]]+/)*""")
+"""folders before the name of a file, where a text begins with them or they follow upon a space, sign or bracket"""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Contents:
         finished: all runs.
         failures: why others failed.
         texts: of each test file.
+        analyses: what they found.
+        plots: of each of them.
     """
 
     root: str
@@ -60,6 +66,8 @@ class Contents:
     finished: Sequence[Record]
     failures: Sequence[Failure]
     texts: Sequence[SideBySide]
+    analyses: Sequence[Findings]
+    plots: Sequence[Sequence[Figure]]
 
 
 def render(contents: Contents) -> str:
@@ -89,6 +97,7 @@ def render(contents: Contents) -> str:
         kinds=KINDS,
         signs=VERDICTS,
         tables=[_table(*both) for both in zip(contents.tables, contents.figures, strict=True)],
+        analyses=[_analysis(*both) for both in zip(contents.analyses, contents.plots, strict=True)],
         suites=_suites(contents.finished),
         failures=contents.failures,
         texts=[
@@ -228,6 +237,45 @@ def _table(filled: FilledTable, figures: Sequence[Figure]) -> dict[str, Any]:
         "first": FIRST_SHOWN if FIRST_SHOWN in metrics else next(iter(metrics), None),
         "figures": {kind: found for kind in KINDS if (found := [f for f in figures if f.kind == kind])},
     }
+
+
+def _analysis(found: Findings, plots: Sequence[Figure]) -> dict[str, Any]:
+    """An analysis as the template wants it."""
+    folder = f"{findings.FOLDER}/{found.name}"
+    return {
+        "title": found.title,
+        "source": found.source,
+        "grids": [
+            {
+                "title": grid.title,
+                "lines": analyses.lines_of(grid),
+                "numbers": [
+                    all(not isinstance(row[place], str) for row in grid.rows) for place in range(len(grid.columns))
+                ],
+            }
+            for grid in found.grids
+            if grid.shown
+        ],
+        "plots": [
+            {"title": plot.title, "file": f"{folder}/{plot.key}", "figure": figure, "wide": figure.width > WIDTH}
+            for plot, figure in zip(found.plots, plots, strict=True)
+        ],
+        "notes": found.notes,
+        "files": [f"{folder}/{name}" for name in [*(f"{grid.key}.csv" for grid in found.grids), *found.files]],
+        "origin": analyses.origin(found),
+        "behind": json.dumps(
+            _without_folders({"settings": found.settings, "provenance": found.provenance}), indent=2, ensure_ascii=False
+        ),
+    }
+
+
+def _without_folders(tree: Any) -> Any:
+    """A tree as others may see it: of paths, which tell of this machine, the last name alone."""
+    if isinstance(tree, dict):
+        return {_without_folders(key): _without_folders(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_without_folders(one) for one in tree]
+    return PLACE.sub("", tree) if isinstance(tree, str) else tree
 
 
 def _suites(finished: Sequence[Record]) -> list[dict[str, Any]]:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lodarepro.records import Evaluation, Record
+from lodarepro.records import Evaluation, Record, method_of
 from lodarepro.report.units import COLUMNS, printed
 
 SHOWN = ("model.", "dataset.name", "method.name", "method.rank", "seed", "checksums.")
 """parts of a run's identity that have a column, or that follow from one"""
+MISSING = "–"
+"""instead of a number that there is not"""
 
 
 def summary(found: Sequence[Record]) -> str:
@@ -80,13 +82,6 @@ def _row(record: Record, evaluation: Evaluation, differing: Sequence[str]) -> li
     ]
 
 
-def method_of(record: Record) -> str:
-    """`ft`, `lora r=4`."""
-    method = record.config["method"]
-    rank = method.get("rank")
-    return method["name"] + ("" if rank is None else f" r={rank}")
-
-
 def counted(n: int, thing: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"
@@ -125,4 +120,4 @@ def markdown(rows: Sequence[Sequence[str]], *, texts: int | None = None) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
+    return text == MISSING or text.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()

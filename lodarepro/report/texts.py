@@ -11,10 +11,9 @@ from pathlib import Path
 from lodarepro import records
 from lodarepro.errors import BadInput
 from lodarepro.provenance import canonical_json
-from lodarepro.records import Decoded, Record
+from lodarepro.records import Decoded, Record, method_of
 from lodarepro.report import units
 from lodarepro.report.aggregate import FilledTable
-from lodarepro.report.summary import method_of
 from lodarepro.rescore import segment_values
 
 logger = logging.getLogger(__name__)

@@ -22,9 +22,10 @@ from lodarepro import compose, records, tables
 from lodarepro.archive import Archive
 from lodarepro.config import Run
 from lodarepro.records import Evaluation, Record
-from lodarepro.report import aggregate, figures
+from lodarepro.report import aggregate, drawing, figures
 from lodarepro.report.aggregate import Cell, Counts, FilledRow, FilledTable, Range
-from lodarepro.report.figures import Figure, of_table
+from lodarepro.report.drawing import Figure
+from lodarepro.report.figures import of_table
 from lodarepro.scores import Score
 from lodarepro.tables import Reruns
 
@@ -117,10 +118,10 @@ def drawn(made: Made) -> list[Figure]:
 def kinds(made: Made, monkeypatch: pytest.MonkeyPatch) -> Callable[[FilledTable], list[tuple[str, str | None]]]:
     """Kind and metric of each figure of a table, which is sketched but not written."""
 
-    def finished(sketch: figures._Sketch, filled: FilledTable) -> Figure:
-        return Figure("", sketch.kind, sketch.column, "", b"", b"", "")
+    def finished(sketch: drawing.Sketch, start: str) -> Figure:
+        return Figure("", sketch.kind, sketch.column, "", b"", b"", "", 0)
 
-    monkeypatch.setattr(figures, "_finished", finished)
+    monkeypatch.setattr(figures, "finished", finished)
     return lambda filled: [(figure.kind, figure.metric) for figure in of_table(filled, made.root)]
 
 
@@ -133,10 +134,10 @@ def changed(filled: FilledTable, change: Callable[[FilledRow], FilledRow | None]
     return replace(filled, groups=tuple(groups))
 
 
-Draw = Callable[[FilledTable, Sequence[figures._Named], int], figures._Sketch | None]
+Draw = Callable[[FilledTable, Sequence[figures._Named], int], drawing.Sketch | None]
 
 
-def sketched(draw: Draw, filled: FilledTable, place: int) -> figures._Sketch | None:
+def sketched(draw: Draw, filled: FilledTable, place: int) -> drawing.Sketch | None:
     return draw(filled, figures._named(filled), place)
 
 
@@ -174,10 +175,10 @@ def test_a_paper_table_with_runs_has_every_kind(drawn: list[Figure]):
 def test_a_column_of_a_subset_has_a_name_for_files(made: Made):
     first, second = made.filled.table.columns
     table = replace(made.filled.table, columns=(replace(first, subset="seen"), second))
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         sketch = sketched(figures._ranks, replace(made.filled, table=table), 0)
         assert sketch is not None
-        figure = figures._finished(sketch, made.filled)
+        figure = drawing.finished(sketch, "own")
     assert (figure.name, figure.metric) == ("own-rank-bleu-seen", "bleu/seen")
 
 
@@ -278,7 +279,7 @@ def test_rows_of_one_label_in_two_groups_all_have_their_points(made: Made):
     two = replace(
         made.filled, groups=(replace(group, title="Medium", rows=lora), replace(group, title="Large", rows=lora))
     )
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         for draw in (figures._ranks, figures._sizes, figures._against_print):
             sketch = sketched(draw, two, 0)
             assert sketch is not None
@@ -291,7 +292,7 @@ def test_rows_of_one_label_in_two_groups_are_told_apart(made: Made):
     two = replace(
         made.filled, groups=(replace(group, title="Medium", rows=first), replace(group, title="Large", rows=first))
     )
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         sketch = sketched(figures._against_print, two, 0)
     assert sketch is not None
     labels = [label.get_text() for label in sketch.axes.get_yticklabels()]
@@ -303,7 +304,7 @@ def test_what_trains_nothing_is_absent_from_sizes_and_the_caption_says_so(made: 
     assert "One-shot" not in size.svg.decode()
     assert size.caption.endswith("Rows that train nothing have no place here.")
     without = changed(made.filled, lambda row: row if row.trainable else None)
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         sketch = sketched(figures._sizes, without, 0)
     assert sketch is not None and "train nothing" not in sketch.caption
 
@@ -313,7 +314,7 @@ def test_a_stray_value_is_told_as_text_and_the_axis_stays(made: Made):
         stray = row.row.label == "FT"
         return with_cells(row, lambda cell: replace(cell, values=(1.0, 1.1, 1.2)) if stray else cell)
 
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         usual, odd = (
             sketched(figures._against_print, made.filled, 0),
             sketched(figures._against_print, changed(made.filled, change), 0),
@@ -338,10 +339,10 @@ def test_the_range_of_reruns_is_drawn_and_in_the_legend(made: Made):
     around = Range(68.0, 71.0, 2, 0.05, 1)
     filled = changed(made.filled, lambda row: with_cells(row, lambda cell: replace(cell, reruns=around)))
 
-    def legend(sketch: figures._Sketch) -> list[str]:
+    def legend(sketch: drawing.Sketch) -> list[str]:
         return [text.get_text() for found in sketch.canvas.legends for text in found.get_texts()]
 
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         without, with_ = sketched(figures._against_print, made.filled, 0), sketched(figures._against_print, filled, 0)
     assert without is not None and with_ is not None
     assert legend(without) == ["ours", "print"] and legend(with_) == ["ours", "print", "reruns"]
@@ -350,7 +351,7 @@ def test_the_range_of_reruns_is_drawn_and_in_the_legend(made: Made):
 
 def test_one_seed_has_no_spread(made: Made):
     filled = changed(made.filled, lambda row: with_cells(row, lambda cell: replace(cell, values=cell.values[:1])))
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         sketch = sketched(figures._sizes, filled, 1)
     assert sketch is not None
     assert not any("±" in tip for tip in sketch.tips.values())
@@ -377,7 +378,7 @@ def test_one_seed_has_no_spread(made: Made):
     ],
 )
 def test_labels_are_spread_out(places: list[float], gap: float, expected: list[float]):
-    assert figures._spread_out(places, gap) == pytest.approx(expected)
+    assert drawing.spread_out(places, gap) == pytest.approx(expected)
 
 
 def test_spread_out_labels_keep_order_gap_and_bounds_and_move_least():
@@ -386,7 +387,7 @@ def test_spread_out_labels_keep_order_gap_and_bounds_and_move_least():
         n = rng.randint(1, 12)
         gap = rng.uniform(0.01, 1 / n)
         places = sorted(rng.choice([rng.random(), 0.5, 1.0]) for _ in range(n))
-        found = figures._spread_out(places, gap)
+        found = drawing.spread_out(places, gap)
         top = [b - a for a, b in pairwise(found)]
         assert len(found) == n and all(difference >= gap - 1e-9 for difference in top)
         assert found[0] >= -1e-9 and found[-1] <= 1 + 1e-9
@@ -402,7 +403,7 @@ def test_spread_out_labels_keep_order_gap_and_bounds_and_move_least():
             assert sum((a - b) ** 2 for a, b in zip(other, places, strict=True)) >= moved - 1e-9
 
 
-def boxes(sketch: figures._Sketch, texts: Sequence[Text]) -> list[tuple[str, tuple[float, float, float, float]]]:
+def boxes(sketch: drawing.Sketch, texts: Sequence[Text]) -> list[tuple[str, tuple[float, float, float, float]]]:
     """What each text covers, in pixels, without its arrow."""
     sketch.canvas.draw_without_rendering()
     found = []
@@ -436,7 +437,7 @@ def crowded(filled: FilledTable, count: int) -> FilledTable:
 
 @pytest.mark.parametrize("count", [2, 6, 10, 14])
 def test_labels_of_sizes_do_not_overlap(made: Made, count: int):
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         sketch = sketched(figures._sizes, crowded(made.filled, count), 0)
         assert sketch is not None
         texts = [text for text in sketch.axes.texts if isinstance(text, Annotation)]
@@ -452,7 +453,7 @@ def test_labels_at_the_ends_of_curves_do_not_overlap(made: Made):
     (group,) = many.groups
     first = made.filled.rows[0].records  # curves that all end at one place
     rows = tuple(replace(row, records=first) for row in group.rows)
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         sketch = figures._training(figures._named(replace(many, groups=(replace(group, rows=rows),))), made.root)
         assert sketch is not None
         texts = [text for text in sketch.axes.texts if isinstance(text, Annotation)]
@@ -509,7 +510,7 @@ def test_files_are_whole_and_without_a_date(drawn: list[Figure]):
             image.load()
             assert image.format == "PNG"
             assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
-            assert image.width == pytest.approx(figures.WIDTH * 200, abs=1)
+            assert image.width == pytest.approx(drawing.WIDTH * 200, abs=1)
             colours = image.convert("RGBA").getpixel((0, 0))
         assert colours == (255, 255, 255, 255)  # paper, not transparent
 
@@ -534,7 +535,7 @@ def test_every_colour_in_a_page_is_the_themes(drawn: list[Figure]):
         # The ends of error bars are lines: matplotlib fills them in its own blue, where there is nothing to fill.
         seen = re.sub(r'style="fill: #1f77b4; stroke: var\(--', "", figure.inline)
         assert re.findall(r"#[0-9a-fA-F]{3,8}\b(?=[;\"'])", seen) == []
-        assert not [colour for colour in figures.THEMED if colour in figure.inline]
+        assert not [colour for colour in drawing.THEMED if colour in figure.inline]
         assert figure.inline.count("var(--ink)") and figure.inline.count("var(--series-")
         assert "var(--" not in figure.svg.decode()
 
@@ -543,8 +544,8 @@ def test_the_page_defines_every_colour_of_the_figures():
     style = (Path(figures.__file__).parent / "page" / "page.css").read_text(encoding="utf-8")
     themes = re.findall(r"\{([^{}]*--series-0:[^{}]*)\}", style)
     assert len(themes) == 4  # light, dark by choice, dark by preference, print
-    wanted = {value.removeprefix("var(").removesuffix(")") for value in figures.THEMED.values()}
-    assert len(wanted) == len(figures.THEMED)
+    wanted = {value.removeprefix("var(").removesuffix(")") for value in drawing.THEMED.values()}
+    assert len(wanted) == len(drawing.THEMED)
     for theme in themes:
         assert wanted <= set(re.findall(r"(--[\w-]+):", theme))
 
@@ -566,8 +567,8 @@ def test_a_dollar_in_a_label_is_text(made: Made):
         small(made.filled),
         lambda row: replace(row, row=replace(row.row, label=label)) if row.row.label == "FT" else row,
     )
-    with matplotlib.rc_context(figures.STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         sketch = sketched(figures._against_print, filled, 0)
         assert sketch is not None
-        figure = figures._finished(sketch, filled)
+        figure = drawing.finished(sketch, "own")
     assert label in [text.text for text in ElementTree.fromstring(figure.svg).iter("{http://www.w3.org/2000/svg}text")]

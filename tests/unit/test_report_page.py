@@ -20,8 +20,9 @@ from lodarepro import compose, records, report, tables
 from lodarepro.archive import Archive
 from lodarepro.cli import main
 from lodarepro.errors import BadInput
+from lodarepro.findings import Column, Curves, Findings, Grid, HeatMap, Line, Panel
 from lodarepro.records import Failure
-from lodarepro.report import figures, html
+from lodarepro.report import analyses, drawing, figures, html
 from lodarepro.report.table import FAILED, NOT_RUN
 from tests.browser import invented
 
@@ -51,6 +52,28 @@ groups:
       - {{label: LoRA r=2, cell: [method=lora, method.rank=2], print: [64.9, 2.20, 1.25]}}
       - {{label: Failed, cell: [method=loda, method.rank=4], print: [1.0, 1.00, 1.0]}}
 """
+PANELS = (Panel(LABEL, (LABEL, "b"), ("c",), ((0.5, None),)),)
+ANALYSIS = Findings(
+    analysis="subspace",
+    name="subspace_own_0123456789ab",
+    title=f"Subspaces {VALUE}",
+    source=f"Nobody 2020 {VALUE}",
+    settings={"model": {"path": "/home/someone/models/gpt2", "name": VALUE}, "rank": 8},
+    provenance={"code": {"version": "0.1", "commit": "c" * 40}, "argv": ["data.root=/home/someone/data/e2e"]},
+    grids=(
+        Grid("first", f"First {VALUE}", (Column("at", LABEL), Column("n", "n")), ((LABEL, 1_000), ("b", None))),
+        Grid("second", "Second", (Column("at", "at"), Column("x", "x", 3)), (("a", 0.12345), ("b", -2.0))),
+        Grid("long", "Long", (Column("at", "at"),), (("only in its file",),), shown=False),
+    ),
+    plots=(
+        HeatMap(
+            "map", f"Map {VALUE}", VALUE, "x", VALUE, "φ", ((Panel(LABEL, (LABEL, "b"), ("c",), ((0.5, None),)),),)
+        ),
+        Curves("lines", "Lines", "How.", "x", VALUE, (Line(LABEL, (1, 2), (3, 4), notes=(VALUE, "two")),)),
+    ),
+    notes=(f"A note {VALUE}",),
+    files={"settings.yaml": "rank: 4\n"},
+)
 EMPTY = ("Not run", "First <em>group</em>: Not run", "Failed", "LoRA r=2")
 
 
@@ -168,6 +191,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             described = compose.plain(row.run)
             failure = Failure(folder.name, described, compose.identity(row.run, {}), (FAULT, "and more"), {})
             records.write_failure(folder, failure)
+    analyses.write(ANALYSIS, root)
     status = main(["report", str(path), f'results.root="{root}"'])
     text = (root / "report" / "index.html").read_text(encoding="utf-8")
     return Made(root, path, text, Page(text), status)
@@ -205,8 +229,8 @@ def test_it_says_where_the_page_is(made: Made, undrawn: None, tmp_path: Path, ca
 def test_without_runs_there_is_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     root = tmp_path / "none"
     message = re.escape(
-        f"lodarepro: {root / 'runs'} holds no finished run: make some (lodarepro run, or make demo), or say with "
-        "results.root=FOLDER where they are"
+        f"lodarepro: {root} holds no finished run and no analysis: make some (lodarepro run, or make demo), or say "
+        "with results.root=FOLDER where they are"
     )
     fails([f"results.root={root}"], message, capsys)
     fails(["mini", f"results.root={root}"], message, capsys)
@@ -531,7 +555,8 @@ def test_figures_are_files_too(made: Made):
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
             image.verify()
-    shown = [figure for figure in made.page.all("figure") if "hidden" not in figure.attributes]
+    of_tables = [figure for figure in made.page.all("figure") if "data-metric" in figure.attributes]
+    shown = [figure for figure in of_tables if "hidden" not in figure.attributes]
     assert {figure.attributes["data-metric"] for figure in shown} == {"bleu", ""}
 
 
@@ -571,6 +596,100 @@ def test_a_table_may_have_any_file_name(made: Made, tmp_path: Path, monkeypatch:
         if not all(re.fullmatch(r"[\w:-]+", k) for k in element.attributes)
     ]
     assert odd == []
+
+
+# analyses ---------------------------------------------------------------------------------------
+
+
+def section(page: Page) -> list[Element]:
+    return page.one("section", id="analyses").inside
+
+
+def test_an_analysis_is_shown_with_all_that_it_found(made: Made):
+    found = section(made.page)
+    assert [e.text for e in found if e.tag == "h3"] == [ANALYSIS.title]
+    assert next(e.text for e in found if e.tag == "p") == ANALYSIS.source
+    tables = [e for e in found if e.tag == "table"]
+    cells = [[[c.text for c in r.inside] for r in t.inside if r.tag == "tr"] for t in tables]
+    assert cells == [[[LABEL, "n"], [LABEL, "1,000"], ["b", "–"]], [["at", "x"], ["a", "0.123"], ["b", "-2.000"]]]
+    assert ["details" in table.parents for table in tables] == [False, True]
+    assert [e.text for e in found if e.tag == "h4"] == [f"First {VALUE}"]
+    folded = [e.text for e in found if e.tag == "summary"]
+    assert folded == ["Second", "Settings, provenance, files"]
+    assert all("open" not in e.attributes for e in found if e.tag == "details")
+    captions = [e.text for e in found if e.tag == "figcaption"]
+    folder = f"analyses/{ANALYSIS.name}"
+    assert captions == [f"{VALUE} {folder}/map.svg, .png", f"How. {folder}/lines.svg, .png"]
+    assert [e.text for e in found if e.tag == "li"] == list(ANALYSIS.notes)
+    named = [e.text for e in found if e.tag == "code" and e.parents[-1] == "p"]
+    assert named == [f"{folder}/{name}" for name in ("first.csv", "second.csv", "long.csv", "settings.yaml")]
+    assert all((made.root / name).exists() for name in named)
+    numbers = [e.text for e in found if "number" in e.attributes.get("class", "")]
+    assert numbers == ["n", "1,000", "–", "x", "0.123", "-2.000"]
+
+
+def test_the_points_and_maps_of_an_analysis_are_drawn_in_the_page(made: Made):
+    found = section(made.page)
+    drawings = [e for e in found if e.tag == "svg"]
+    assert len(drawings) == 2
+    assert {f"{LABEL}: {VALUE}", f"{LABEL}: two"} <= {e.text for e in drawings[1].inside if e.tag == "title"}
+    assert drawing.short(LABEL) in {e.text for e in drawings[0].inside if e.tag == "text"}
+    figures_of_tables = made.root / "report" / "figures"
+    assert not [path for path in figures_of_tables.iterdir() if "map" in path.name or "lines" in path.name]
+
+
+def test_settings_and_provenance_of_an_analysis_are_shown_without_places(made: Made):
+    (behind,) = [e.text for e in section(made.page) if e.tag == "pre"]
+    assert json.loads(behind) == {
+        "settings": {"model": {"path": "gpt2", "name": VALUE}, "rank": 8},
+        "provenance": {"code": {"version": "0.1", "commit": "c" * 40}, "argv": ["data.root=e2e"]},
+    }
+    assert "/home/someone" not in made.text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/someone/models/gpt2", "gpt2"),
+        ("/home/some one/data/", ""),
+        ("~/data/x.txt", "x.txt"),
+        ("~someone/data/x.txt", "x.txt"),
+        ('results.root="/tmp/some where/results"', 'results.root="results"'),
+        ("[/a/b,/c/d/e.txt]", "[b,e.txt]"),
+        ("file:///home/someone/x", "x"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        ("tokens/s, a / b / c and d/e", "tokens/s, a / b / c and d/e"),
+        ("LoRA r=4", "LoRA r=4"),
+    ],
+)
+def test_places_are_left_out_and_nothing_else(text: str, expected: str):
+    assert html._without_folders({"key": [text, 1, None]}) == {"key": [expected, 1, None]}
+
+
+def test_analyses_come_after_tables_and_before_texts(made: Made):
+    assert [e.attributes["id"] for e in made.page.all("section")] == ["table-0", "analyses", "texts", "runs"]
+    anchors = [a.attributes["href"] for a in made.page.one("nav").inside if a.tag == "a"]
+    assert anchors == ["#table-0", "#analyses", "#texts", "#runs"]
+
+
+def test_without_analyses_there_is_no_section(grouped: Page):
+    assert grouped.all("section", id="analyses") == []
+
+
+def test_analyses_alone_make_a_page(tmp_path: Path):
+    analyses.write(replace(ANALYSIS, plots=()), tmp_path)
+    assert main(["report", f"results.root={tmp_path}"]) == 0
+    page = read(tmp_path)
+    assert [e.attributes["id"] for e in page.all("section")] == ["analyses"]
+    assert [a.attributes["href"] for a in page.one("nav").inside if a.tag == "a"] == ["#analyses"]
+    assert page.data() == {"tables": [], "runs": {}} and page.texts() == []
+
+
+def test_a_damaged_analysis_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = analyses.write(replace(ANALYSIS, plots=()), tmp_path)
+    (folder / "analysis.json").write_text("{")
+    message = rf"lodarepro: {re.escape(str(folder))}/analysis.json is not an analysis \(.*\); delete its folder"
+    fails([f"results.root={tmp_path}"], message, capsys)
 
 
 @pytest.fixture(scope="module")
