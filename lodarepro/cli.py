@@ -704,8 +704,8 @@ def _energy(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argp
     from lodarepro.analysis.energy import energy
 
     parser.description = (
-        "energy of W_proj = [Wq, Wk, Wv] kept by rank and by share of the entries, block by block (LoDA Figure 2); with "
-        "--budget the ranks and shares that keep most, as settings for lodarepro run"
+        "energy of W_proj = [Wq, Wk, Wv] kept by rank and by share of the entries, block by block (LoDA Figure 2); "
+        "with --budget the ranks and shares that keep most, as settings for lodarepro run"
     )
     _add_overrides(parser, "model=NAME, model.path=FOLDER, results.root=FOLDER")
     parser.add_argument(
@@ -736,9 +736,7 @@ def _subspace(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[ar
     return given, subspace.subspace((a, b), matrix=given.matrix, most=given.directions), root
 
 
-def _amplification(
-    parser: argparse.ArgumentParser, arguments: list[str]
-) -> tuple[argparse.Namespace, Findings, Path]:
+def _amplification(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, Findings, Path]:
     from lodarepro.analysis.amplification import amplification
     from lodarepro.reopen import reopen
 

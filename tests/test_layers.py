@@ -34,6 +34,7 @@ LEVELS = {
     "precision": 2,
     "provenance": 2,
     "records": 2,
+    "units": 2,
     "compose": 3,
     "findings": 3,
     "loggers": 3,
@@ -72,7 +73,7 @@ NO_TORCH = (
         "records",
         "report",
     ),
-    *("rescore", "scores", "seeds", "tables"),
+    *("rescore", "scores", "seeds", "tables", "units"),
 )
 HEAVY = {"torch", "transformers", "datasets", "tokenizers", "safetensors"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -64,9 +65,9 @@ def changes(model: GPT2, plain: GPT2) -> list[Change]:
                 W, W0 = weight[:, columns].double(), before.weight[:, columns].double()
                 if target in dense.deltas:
                     delta = dense.deltas[target]
-                    # In fp32, as it runs: a module's own parameters are.
-                    merged = cast(Callable[[Tensor], Tensor] | None, getattr(delta, "merged", None))
-                    added = None if merged is None else merged(weight[:, columns]).double() - W
+                    # In fp64, as what rounding a sum to fp32 leaves would pass for directions.
+                    merged = cast(Callable[[Tensor], Tensor] | None, getattr(_fp64(delta), "merged", None))
+                    added = None if merged is None else merged(W) - W
                     found.append(Change(block, target, W, added, delta))
                 elif trained and not torch.equal(W, W0):
                     found.append(Change(block, target, W0, W - W0, None))
@@ -75,6 +76,10 @@ def changes(model: GPT2, plain: GPT2) -> list[Change]:
 
 def _blocks(model: GPT2) -> Sequence[Block]:
     return cast(Sequence[Block], model.h)
+
+
+def _fp64(delta: nn.Module) -> nn.Module:
+    return copy.deepcopy(delta).double()
 
 
 def _effective(dense: Dense) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lodarepro import compose, config, records
+from lodarepro import compose, config, records, units
 from lodarepro.analysis import slots
 from lodarepro.data import webnlg
 from lodarepro.data.sources import locate
@@ -20,7 +20,6 @@ from lodarepro.errors import BadInput, nearest
 from lodarepro.findings import Column, Findings, Grid, HeatMap, Panel, Value, labels, named, provenance, readable
 from lodarepro.metrics import ALL, measure
 from lodarepro.records import Decoded, Record
-from lodarepro.report import units
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ do not mean less time:
 
 Time hardly depends on the weights, so they are random, and nothing is downloaded. What a method adds and starts from
 zero is filled with random numbers: products with zeros take a GPU less power, and so less time. Forward passes and
-projections are PyTorch's own products unless a row says otherwise; the search lays frozen matrices out as it does in
-runs (`model/products.py`).
+projections are PyTorch's own products unless a row says otherwise, in bf16 with weights in bf16; the search casts
+weights, and lays frozen matrices out, as it does in runs (`model/products.py`).
 """
 
 from __future__ import annotations
@@ -197,12 +197,15 @@ def latency(overrides: Sequence[str], asked: Asked, *, own: compose.OwnMethod | 
         what = _What(run, overrides, own, device, arithmetic, asked)
         grids: list[Grid] = []
         plots: list[HeatMap | Curves] = []
-        notes = [f"{asked.trials} trials of each, in turn, after {asked.warmup} that don't count; ± is their deviation"]
-        if "forward" in asked.parts or "decoding" in asked.parts:
-            methods = asked.methods or tuple(read.paper_methods if asked.paper else read.methods)
-            variants = _variants(what, methods, asked.sizes or chosen.sizes, printed)
-            _check(run.model, variants, points)
+        notes = [
+            f"{asked.trials} trials of each, in turn, after {asked.warmup} that don't count; of the bare model mean ± "
+            "standard deviation; all means, deviations and medians are in the CSV files"
+        ]
+        methods = asked.methods or tuple(read.paper_methods if asked.paper else read.methods)
+        sizes = asked.sizes or chosen.sizes
         if "forward" in asked.parts:
+            variants = _variants(what, methods, sizes, printed, arithmetic.dtype)
+            _check(run.model, variants, points)
             forward = _forward(what, variants, sorted({*points, *((p.batch_size, p.length) for p in printed)}))
             grids += [_pivot(forward, printed), _beside_print(forward, printed), _whole(forward)]
             plots += [_slowdowns(forward), _macs_and_time(forward)]
@@ -219,7 +222,7 @@ def latency(overrides: Sequence[str], asked: Asked, *, own: compose.OwnMethod | 
                 "as a dense one, zeros and all"
             )
         if "decoding" in asked.parts:
-            grids.append(_decoding(what, variants, read.decoding))
+            grids.append(_decoding(what, _variants(what, methods, sizes, [], torch.float32), read.decoding))
             notes.append(
                 f"decoding: prompts of {read.decoding.prompt} tokens, {read.decoding.new_tokens} generated for each, "
                 f"none ends early; {what.searches} trials; frozen matrices laid out as in runs"
@@ -288,16 +291,17 @@ def _quiet() -> Iterator[None]:
 
 
 def _variants(
-    what: _What, methods: Sequence[str], sizes: Sequence[int] | None, printed: Sequence[Printed]
+    what: _What, methods: Sequence[str], sizes: Sequence[int] | None, printed: Sequence[Printed], dtype: torch.dtype
 ) -> list[Variant]:
-    """The bare model, and the model with each method at each size."""
-    bare = _random(what.run.model, what.device)
+    """The bare model, and the model with each method at each size; weights in `dtype`."""
+    bare = _random(what.run.model, what.device, dtype)
     found = [Variant(None, None, "", bare, 0)]
     for name in methods:
         default = what.method(name)
         key = next((key for key in SIZES if hasattr(default, key)), None)
         own = [None] if key is None else [getattr(default, key)] if sizes is None else [*sizes]
         own += [p.size for p in printed if p.method == name and p.size not in own]
+        own.sort(key=lambda size: size or 0)
         for place, size in enumerate(own):
             settings_ = default if size is None else what.method(name, f"method.{key}={size}")
             model = _with(bare, settings_)
@@ -310,10 +314,10 @@ def _variants(
     return found
 
 
-def _random(model: config.Model, device: torch.device) -> GPT2:
+def _random(model: config.Model, device: torch.device, dtype: torch.dtype) -> GPT2:
     net = GPT2(sizes_of(model))
     net.initialise(torch.Generator().manual_seed(1))
-    return net.to(device).requires_grad_(False).eval()
+    return net.to(device, dtype).requires_grad_(False).eval()
 
 
 def _twin(bare: GPT2) -> GPT2:
@@ -335,7 +339,7 @@ def _with(bare: GPT2, method: Any) -> GPT2:
         for p in trained(net).values():
             if p.data_ptr() not in shared and not p.any():
                 p.copy_(torch.empty(p.shape).normal_(0.0, FILL_STD, generator=generator))
-    return net.eval()
+    return net.to(bare.wte.weight.dtype).eval()
 
 
 def _merged(model: GPT2, method: Any, bare: GPT2) -> GPT2:
@@ -456,7 +460,8 @@ def _pivot(timed: _Timed, printed: Sequence[Printed]) -> Grid:
         cells = []
         for point in shown:
             if variant is timed.bare:
-                cells.append(f"{timed.times[point][variant].mean:.2f} ms")
+                bare = timed.times[point][variant]
+                cells.append(f"{bare.mean:.2f} ± {bare.std:.2f} ms")
             else:
                 slower, error = timed.slower(point, variant)
                 cells.append(f"{slower:+.1f} ± {error:.1f}")
@@ -707,7 +712,7 @@ def _projection(what: _What, wanted: Projection, tokens: Sequence[int]) -> _Time
     with bar("projection", len(tokens) * len(kernels) * (asked.trials + asked.warmup), shown=True) as tick:
         ticker = _Ticker(tick)
         for count in tokens:
-            x = torch.empty(count, d).normal_(generator=generator).to(what.device)
+            x = torch.empty(count, d).normal_(generator=generator).to(what.device, what.arithmetic.dtype)
             calls = {kernel: partial(kernel.dense.parts, x) for kernel in kernels}
             with torch.inference_mode(), what.arithmetic():
                 times[count] = interleaved(
@@ -719,7 +724,7 @@ def _projection(what: _What, wanted: Projection, tokens: Sequence[int]) -> _Time
 def _kernels(what: _What, wanted: Projection) -> Iterator[_Kernel]:
     """The projection of a model of one block, in all forms that this device has; the dense one first."""
     d = what.run.model.n_embd
-    bare = _random(replace(what.run.model, n_layer=1), what.device)
+    bare = _random(replace(what.run.model, n_layer=1), what.device, what.arithmetic.dtype)
     gpu, bf16 = what.device.type == "cuda", what.arithmetic.dtype == torch.bfloat16
     laid_out = Product.pays(next(bare.denses("q")).weight, what.arithmetic.dtype) and not gpu
     ranks = list(dict.fromkeys(max(1, round(rank * d / wanted.width)) for rank in wanted.ranks))

@@ -14,13 +14,13 @@ from math import log10, sqrt
 from pathlib import Path
 from typing import Literal
 
+from lodarepro import units
 from lodarepro.archive import Archive, Found
 from lodarepro.errors import BadInput, nearest
 from lodarepro.metrics import ALL, Measurement
 from lodarepro.metrics.bootstrap import compare_means
 from lodarepro.provenance import canonical_json
 from lodarepro.records import RUNS, Evaluation, Record
-from lodarepro.report import units
 from lodarepro.report.scores import TESTED_AT
 from lodarepro.rescore import measure_file
 from lodarepro.scores import Comparison, Unit

@@ -87,11 +87,11 @@ def write(found: Findings, root: Path) -> Path:
         content |= {f"{plot.key}.svg": figure.svg, f"{plot.key}.png": figure.png}
     folder = findings.folder_of(root, found)
     with records.disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         for name, part in content.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / name, part)
         findings.write(root, found)
-        for path in folder.iterdir():
-            if path.is_file() and path.name not in (*content, findings.FILE):
+        for path in folder.rglob("*"):
+            if path.is_file() and str(path.relative_to(folder)) not in (*content, findings.FILE):
                 path.unlink()
     return folder

@@ -15,9 +15,8 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from lodarepro import records
+from lodarepro import records, units
 from lodarepro.errors import BadInput
-from lodarepro.report import units
 from lodarepro.report.aggregate import Cell, FilledRow, FilledTable
 from lodarepro.report.drawing import (
     COLOURS,

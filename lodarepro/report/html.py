@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
-from lodarepro import __version__, findings
+from lodarepro import __version__, findings, units
 from lodarepro.compose import without_places
 from lodarepro.findings import Findings
 from lodarepro.metrics import ALL
 from lodarepro.records import Failure, Record, method_of
-from lodarepro.report import analyses, units
+from lodarepro.report import analyses
 from lodarepro.report import table as shown
 from lodarepro.report.aggregate import FilledTable
 from lodarepro.report.drawing import WIDTH, Figure

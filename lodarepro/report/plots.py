@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -378,6 +379,7 @@ def _ticks(scale: _Scale) -> list[float]:
     return [float(tick) for tick in ticks if scale.low - slack <= tick <= scale.high + slack]
 
 
+@lru_cache(4096)
 def _width(text: str, size: float) -> float:
     """What a text takes, in pixels; size in points."""
     from matplotlib.font_manager import FontProperties
@@ -438,11 +440,11 @@ def _curves(plot: Curves) -> Sketch:
         end_labels(sketch, ends)
     else:
         told |= joined
-    if len(alone) <= BESIDE and all(len(line.x) == 1 for line in alone.values()):
+    if len(alone) > BESIDE or any(len(line.x) > 1 for line in alone.values()):
+        told |= alone
+    elif alone:
         labels = [(label, line.x[0], line.y[0], _look(line, names)[0]) for label, line in alone.items()]
         beside_points(sketch, labels, [at for line in plot.lines for at in zip(line.x, line.y, strict=True)])
-    else:
-        told |= alone
     if told:
         _names(sketch.canvas, told, names)
     return sketch
@@ -472,7 +474,7 @@ def _draw_line(sketch: Sketch, line: Line, colour: str, marker: str, dashes: Any
         gid = sketch.tip(line.label)
         sketch.axes.plot(line.x, line.y, color=colour, linestyle=dashes, linewidth=width, gid=gid)
     if _is_marked(line):
-        notes = [f"{line.label}: {note}" for note in line.notes] or [line.label] * len(line.x)
+        notes = [f"{line.label}: {note}" if note else line.label for note in line.notes] or [line.label] * len(line.x)
         for x, y, spread, note in zip(line.x, line.y, line.spread or [None] * len(line.x), notes, strict=True):
             point(sketch, x, y, spread, colour, marker, note, hollow=line.role == "print")
 
@@ -507,7 +509,7 @@ def _number(value: float) -> str:
     """A number at a tick: `0.05`, `1,024`, `20k`, `3M`."""
     from matplotlib.ticker import EngFormatter
 
-    return EngFormatter(sep="")(value) if abs(value) >= 10_000 else f"{value:,.6g}"
+    return EngFormatter(sep="")(value) if abs(value) >= 10_000 else f"{value:z,.6g}"
 
 
 def _names(canvas: Canvas, lines: dict[str, Line], names: Sequence[str]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from lodarepro.metrics import ALL, Measurement
 from lodarepro.report.summary import markdown
-from lodarepro.report.units import COLUMNS
 from lodarepro.scores import Comparison, Interval, Score, SuiteScores, Unit
+from lodarepro.units import COLUMNS
 
 DECIMALS: dict[Unit, int] = {"fraction": 4, "points": 4, "nats": 4, "percent": 2}
 """Decimals that the official scorers print."""

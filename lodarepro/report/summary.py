@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lodarepro.records import Evaluation, Record, method_of
-from lodarepro.report.units import COLUMNS, printed
+from lodarepro.units import COLUMNS, printed
 
 SHOWN = ("model.", "dataset.name", "method.name", "method.rank", "seed", "checksums.")
 """parts of a run's identity that have a column, or that follow from one"""

@@ -18,8 +18,8 @@ from lodarepro.records import Record
 from lodarepro.report.aggregate import ENOUGH_SEEDS, Cell, FilledRow, FilledTable
 from lodarepro.report.summary import counted
 from lodarepro.report.summary import markdown as markdown_rows
-from lodarepro.report.units import Column
 from lodarepro.tables import row_key
+from lodarepro.units import Column
 
 NOT_RUN, FAILED = "not run", "failed"
 UNREADABLE = "illegible"

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lodarepro import records
+from lodarepro import records, units
 from lodarepro.errors import BadInput
 from lodarepro.provenance import canonical_json
 from lodarepro.records import Decoded, Record, method_of
-from lodarepro.report import units
 from lodarepro.report.aggregate import FilledTable
 from lodarepro.rescore import segment_values
 

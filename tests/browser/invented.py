@@ -18,13 +18,12 @@ from random import Random
 from typing import Any
 
 import lodarepro
-from lodarepro import compose, config, records, tables
+from lodarepro import compose, config, records, tables, units
 from lodarepro.cost import count
 from lodarepro.files import write_atomically
 from lodarepro.metrics import ALL, SUITES
 from lodarepro.metrics.suites import REFERENCES
 from lodarepro.records import Decoded, Evaluation, Record
-from lodarepro.report import units
 from lodarepro.scores import Score
 from lodarepro.tables import Column, Figure, Row, Table
 from lodarepro.train.optim import learning_rate

@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from lodarepro import compose, records
+from lodarepro import compose, records, units
 from lodarepro.cli import main
+from lodarepro.findings import Column, Curves, Findings, Grid, HeatMap, Line, Panel, Value
 from lodarepro.records import Record
-from lodarepro.report import units
+from lodarepro.report import analyses
 from tests.browser import invented
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (the extra dev)")
@@ -786,6 +787,80 @@ def test_points_have_titles(small: Report, opened: Opened):
     page = opened(small)
     tip = page.locator("#figures-0 figure:visible .tip title").first
     assert re.search(r": ours \d+\.\d+ ± \d+\.\d+ \(n=3\), print ", tip.text_content())
+
+
+# analyses ---------------------------------------------------------------------------------------
+
+HOSTILE = "</script><img src=x onerror='window.hacked=1'> & <b>bold</b>"
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Analyses alone, wider than a window, whose texts try to be more than text."""
+    root = tmp_path_factory.mktemp("analysed")
+    names = tuple(map(str, range(1, 33)))
+    values = tuple(tuple((x + y) / 40 for x in range(32)) for y in range(8))
+    wide = [Panel(f"{HOSTILE} {i}", names, names[:8], values) for i in range(4)]
+    small = Panel("small", names[:4], names[:2], ((0.1, 0.5, None, 0.9), (0.0, 0.2, 0.4, 1.0)))
+    columns = (Column("at", HOSTILE), *(Column(f"c{i}", f"column {i}") for i in range(12)))
+    rows: tuple[tuple[Value, ...], ...] = tuple((f"row {i}", *(i * j / 7 for j in range(12))) for i in range(3))
+    notes = tuple(f"{HOSTILE} {i}" for i in range(3))
+    line = Line(HOSTILE, (1.0, 2.0, 3.0), (2.0, 1.0, 3.0), notes=notes)
+    found = Findings(
+        analysis="subspace",
+        name="subspace_mini_0123456789ab",
+        title=HOSTILE,
+        source=HOSTILE,
+        settings={"name": HOSTILE, "path": "/home/someone/" + "x" * 300},
+        provenance={"code": {"version": "0.1", "commit": None, "dirty": None}},
+        grids=(Grid("one", HOSTILE, columns, rows), Grid("two", "Two", columns, rows)),
+        plots=(
+            HeatMap("map", HOSTILE, HOSTILE, "x", "y", "φ", ((small,), tuple(wide))),
+            Curves("lines", "Lines", HOSTILE, "x", "y", (line,)),
+        ),
+        notes=(HOSTILE,),
+    )
+    analyses.write(found, root)
+    return report(root)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_analyses_fit_their_window_and_their_texts_stay_text(analysed: Report, opened: Opened, width: int):
+    page = opened(analysed, width=width)
+    page.locator("#analyses details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    assert page.inner_text("#analyses h3") == HOSTILE
+    assert page.inner_text("#analyses h4") == HOSTILE
+    assert page.locator("#analyses td, #analyses tbody th").count() == 2 * 3 * 13
+    assert page.locator("#analyses figure svg").count() == 2 and page.locator("img, b").count() == 0
+    assert page.locator("#analyses .tip title").all_text_contents().count(f"{HOSTILE}: {HOSTILE} 1") == 1
+    assert HOSTILE in page.inner_text("#analyses pre").replace('\\"', '"')
+    assert page.evaluate("window.hacked") is None
+    # A drawing that is wider than the window is scrolled, not squeezed.
+    points = "all => all.map((one) => one.getBoundingClientRect().width / one.viewBox.baseVal.width)"
+    assert min(page.locator("#analyses figure svg").evaluate_all(points)) > 1  # pixels a point
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_numbers_in_maps_can_be_read_in_both_themes(analysed: Report, opened: Opened, scheme: str):
+    page = opened(analysed, color_scheme=scheme)
+    texts = (
+        page.locator("#analyses figure >> nth=0")
+        .locator("text")
+        .evaluate_all("all => all.map((one) => [one.textContent, getComputedStyle(one).fill])")
+    )
+    inks = {text: ink for text, ink in texts if text in ("0.10", "0.90")}
+    assert inks == {"0.10": "rgb(254, 254, 254)", "0.90": "rgb(1, 1, 1)"}  # whatever the theme
+    found = page.evaluate(CONTRASTS.replace('option")', 'option, [id*=crisp]")'))
+    assert {key: ratio for key, ratio in found.items() if ratio < NEEDED} == {}
+
+
+def test_analyses_without_script_and_on_paper(analysed: Report, opened: Opened):
+    page = opened(analysed, java_script_enabled=False)
+    page.emulate_media(media="print")
+    for shown_ in ("#analyses table", "#analyses figure svg", "#analyses .notes li"):
+        assert page.locator(shown_).first.is_visible(), shown_
+    assert page.locator("#analyses figure svg").first.bounding_box()["width"] <= 1280
 
 
 # looks ------------------------------------------------------------------------------------------

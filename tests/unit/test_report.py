@@ -7,8 +7,8 @@ import pytest
 
 from lodarepro.records import Evaluation, Record
 from lodarepro.report.summary import markdown, summary
-from lodarepro.report.units import COLUMNS, Column, printed
 from lodarepro.scores import Score, Unit
+from lodarepro.units import COLUMNS, Column, printed
 
 
 def score(metric: str, value: float, unit: Unit) -> Score:

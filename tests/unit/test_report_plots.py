@@ -29,7 +29,7 @@ def panel(across: int, down: int, title: str = "", **labels: tuple[str, ...]) ->
 
 
 def heat_map(*rows: Sequence[Panel], **options: Any) -> HeatMap:
-    return HeatMap("phi", "Title", "Caption.", "across", "down", "value", tuple(map(tuple, rows)), **options)
+    return HeatMap("phi", "Title", "Caption.", "across", "down", "value, of all", tuple(map(tuple, rows)), **options)
 
 
 def curves(*lines: Line, **options: Any) -> Curves:
@@ -95,7 +95,7 @@ def mixed() -> Sketch:
 
 def test_every_panel_is_a_map_with_its_title(mixed: Sketch):
     titles = [axes.get_title(loc="left") for axes in maps(mixed)]
-    assert titles == ["A", "B", "C", "D", "E", "A title longer than its\nmap, in lines"]
+    assert titles == ["A", "B", "C", "D", "E", "A title longer than its map,\nin lines"]
     assert mixed.axes is mixed.canvas.axes[0]
 
 
@@ -302,10 +302,11 @@ def test_spread_is_drawn_as_bars():
 
 
 def test_points_with_notes_have_titles():
-    (figure,) = drawn(curves(Line("a", (1.0, 2.0), (1.0, 2.0), joined=False, notes=("first", HOSTILE))))
+    x = (1.0, 2.0, 3.0)
+    (figure,) = drawn(curves(Line("a", x, x, joined=False, notes=("first", "", HOSTILE))))
     root = ElementTree.fromstring(figure.inline)
     titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert [title for title in titles if title and title.startswith("a: ")] == ["a: first", f"a: {HOSTILE}"]
+    assert [title for title in titles if title and title.startswith("a")] == ["a: first", "a", f"a: {HOSTILE}"]
 
 
 @pytest.mark.parametrize(
@@ -329,6 +330,14 @@ def test_ticks_of_other_axes_are_plain_numbers():
     axes = sketched(curves(Line("a", (1.0, 2.0, 3.0), (100_000.1, 100_000.2, 100_000.3)))).axes
     assert axes.yaxis.get_offset_text().get_text() == ""
     assert all(math.isclose(at, round(at)) for at in axes.get_xticks())  # no half of a whole number
+
+
+def test_nothing_to_draw_is_no_fault():
+    assert [figure.kind for figure in drawn(heat_map(), curves(), curves(Line("a", (), ()), log_x=True))] == [
+        "phi",
+        "lines",
+        "lines",
+    ]
 
 
 # the files --------------------------------------------------------------------------------------

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from lodarepro import compose, metrics, records, rescore, tables
+from lodarepro import compose, metrics, records, rescore, tables, units
 from lodarepro.config import Run
 from lodarepro.errors import BadInput
 from lodarepro.metrics import SUITES, suites
 from lodarepro.metrics.segments import Figure, Group, Segments, mean_figures
 from lodarepro.records import Decoded, Evaluation, Record
-from lodarepro.report import units
 from lodarepro.report.aggregate import FilledGroup, FilledRow, FilledTable
 from lodarepro.report.texts import Chosen, choose, side_by_side
 from lodarepro.scores import Score
