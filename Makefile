@@ -16,13 +16,14 @@ TABLES := $(sort $(notdir $(basename $(wildcard configs/table/*.yaml))))
 MODELS := $(sort $(notdir $(basename $(wildcard configs/model/*.yaml))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tables report test check lint types
+.PHONY: help setup demo tables report latency test check lint types
 
 help:
 	@echo 'make setup    a virtual environment in $(VENV) with the pinned versions'
 	@echo 'make demo     the embedded model on the embedded data, every stage; its table, and a page to look at'
 	@echo 'make tables   every table from the records that there are, into results/tables/'
 	@echo 'make report   a page of all that there is, results/report/index.html'
+	@echo 'make latency  time of methods beside their multiply-accumulates, as LoRA Table 1 and Figure 5; for a GPU'
 	@echo 'make test     the tests (at most 10 minutes on 2 cores)'
 	@echo 'make check    lint, types, and the slow tests and those that need reference material'
 	@echo
@@ -50,6 +51,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	@$(BIN)/lodarepro table mini --run --seeds 1 results.root=demo hydra/launcher=parallel $(ARGS)
+	@$(BIN)/lodarepro analyze errors $$(dirname demo/runs/*/record.json) > /dev/null
+	@$(BIN)/lodarepro analyze amplification $$(dirname demo/runs/*_loda-*/record.json demo/runs/*_lora-*/record.json) > /dev/null
 	@$(BIN)/lodarepro report mini --seeds 1 results.root=demo $(filter-out -%,$(ARGS))
 
 tables: setup
@@ -57,6 +60,9 @@ tables: setup
 
 report: setup
 	@$(BIN)/lodarepro report $(ARGS)
+
+latency: setup
+	@$(BIN)/lodarepro analyze latency --paper model=$(MODEL) $(ARGS)
 
 table-%: setup
 	@$(BIN)/lodarepro table $* --run $(ARGS)

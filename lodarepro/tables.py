@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from lodarepro import compose, config
+from lodarepro import compose, config, yaml_files
 from lodarepro.errors import BadInput, nearest
 from lodarepro.provenance import canonical_json
 from lodarepro.scores import Unit
@@ -301,20 +301,7 @@ def _is_place(key: str) -> bool:
 
 
 def _parsed(path: Path) -> _TableFile:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-        if not isinstance(tree, dict):
-            raise BadInput(f"table {path}: holds no keys; give title, cell, columns and groups")
-        return TypeAdapter(_TableFile).validate_python(tree)
-    except OSError as e:
-        raise BadInput(f"table {path}: can't be read ({e.strerror})") from None
-    except (yaml.YAMLError, UnicodeError) as e:
-        raise BadInput(f"table {path}: is no YAML ({' '.join(str(e).split())})") from None
-    except ValidationError as e:
-        raise BadInput(
-            f"table {path}: {'.'.join(map(str, error['loc'])) or 'the file'}: {error['msg'].lower()}"
-            for error in e.errors()
-        ) from None
+    return yaml_files.read(path, _TableFile, what="table", keys="title, cell, columns and groups")
 
 
 def _built(

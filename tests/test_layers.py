@@ -27,6 +27,7 @@ LEVELS = {
     "distributed": 1,
     "network": 1,
     "scores": 1,
+    "yaml_files": 1,
     "data": 2,
     "devices": 2,
     "metrics": 2,
@@ -73,7 +74,7 @@ NO_TORCH = (
         "records",
         "report",
     ),
-    *("rescore", "scores", "seeds", "tables", "units"),
+    *("rescore", "scores", "seeds", "tables", "units", "yaml_files"),
 )
 HEAVY = {"torch", "transformers", "datasets", "tokenizers", "safetensors"}
 

@@ -33,6 +33,7 @@ from lodarepro.analysis.changes import Change, check_same_base, described, of_ru
 from lodarepro.analysis.subspace import Where, directions, panel, similarity
 from lodarepro.data.tokenise import encode
 from lodarepro.data.types import Example
+from lodarepro.errors import BadInput
 from lodarepro.findings import (
     Column,
     Curves,
@@ -59,7 +60,9 @@ DIRECTIONS = 4  # r where a run has no rank: the paper's smaller one
 TOKENS = 16384  # test inputs of which a map is fitted to half
 JACOBIANS = 256  # test inputs whose Jacobians are taken
 AT_ONCE = 8  # Jacobians in memory
+FEWEST = 2  # texts: one to fit a map to, one to measure on
 ENOUGH = 4  # inputs a coefficient from which a fit is told without a warning
+NULL = 1e-12  # of a sum of squares or a norm: what rounding leaves of none
 GRID = 48  # of W's directions drawn
 
 
@@ -115,9 +118,9 @@ class Amplification:
     from_random: float
 
     @property
-    def factor(self) -> float:
-        """||dW||_F / ||U' W V'||_F with the directions of dW."""
-        return self.dW / self.from_dW
+    def factor(self) -> float | None:
+        """||dW||_F / ||U' W V'||_F with the directions of dW; None: W has nothing of them."""
+        return self.dW / self.from_dW if self.from_dW > NULL * self.W else None
 
     @classmethod
     def of(cls, W: Tensor, dW: Tensor, r: int, generator: torch.Generator) -> Amplification:
@@ -174,6 +177,8 @@ def amplification(
                 continue  # a last layer that no loss reaches
             wanted = min(r or change.rank or DIRECTIONS, *change.W.shape)
             rows.append(_Row(label, change, dW, Amplification.of(change.W, dW, wanted, generator), nonlinear))
+    if not rows:
+        raise BadInput(f"{', '.join(one.record.id for one in opened)}: no weight changed; give runs that were trained")
     of_all = {"r": r, "tokens": tokens, "jacobians": jacobians, "seed": seed, "runs": described(opened)}
     printed = settings.read("amplification", Settings).print
     notes = [
@@ -238,7 +243,13 @@ def nonlinearities(
 
 def _inputs(opened: Reopened, model: GPT2, found: Sequence[Change], tokens: int) -> dict[Where, tuple[Tensor, Tensor]]:
     """What the deltas see of every other text, (n, d_in), and of the rest."""
-    texts = read_decoded(opened.adapter.parent / opened.record.evaluations[0].hypotheses)
+    file = opened.adapter.parent / opened.record.evaluations[0].hypotheses
+    texts = read_decoded(file)
+    if len(texts) < FEWEST:
+        raise BadInput(
+            f"{file} has one text: a map is fitted to every other and measured on the rest; test on more "
+            "(dataset.limit.test)"
+        )
     tokenizer = weights.load_tokenizer(opened.base)
     examples = [Example(text.context, text.references[0]) for text in texts]
     run = opened.run
@@ -303,7 +314,7 @@ class _Affine:
         M = self.inverse @ (Y - mean)  # (d_in, d_out)
         missed = (wanted - mean - (X.double() - self.center) @ M).square().sum()
         variance = (wanted - wanted.mean(0)).square().sum()
-        return float(missed / variance) if variance > 0 else None
+        return float(missed / variance) if variance > NULL * wanted.square().sum() else None
 
 
 def jacobian(delta: Callable[[Tensor], Tensor], X: Tensor) -> tuple[Tensor, float | None]:
@@ -341,8 +352,12 @@ NONLINEAR = (
 )
 
 
-def _figures(found: Amplification) -> tuple[float, ...]:
-    return found.W, found.dW, found.from_dW, found.from_W, found.from_random, found.factor
+def _norms(found: Amplification) -> tuple[float, ...]:
+    return found.W, found.dW, found.from_dW, found.from_W, found.from_random
+
+
+def _figures(found: Amplification) -> tuple[Value, ...]:
+    return (*_norms(found), found.factor)
 
 
 def _nonlinear(row: _Row) -> tuple[Value, ...]:
@@ -358,12 +373,13 @@ def _means(rows: Sequence[_Row]) -> Grid:
         together[row.label, row.change.target, row.found.r].append(row)
     lines: list[tuple[Value, ...]] = []
     for (label, target, r), ones in together.items():
-        figures = [sum(column) / len(ones) for column in zip(*(_figures(row.found) for row in ones), strict=True)]
+        norms = [sum(column) / len(ones) for column in zip(*(_norms(row.found) for row in ones), strict=True)]
+        mean = Amplification(r, *norms)
         shares = [
             None if not (known := [value for value in column if isinstance(value, float)]) else sum(known) / len(known)
             for column in zip(*map(_nonlinear, ones), strict=True)
         ]
-        lines.append((label, target, r, *figures[:-1], figures[1] / figures[2], *shares))
+        lines.append((label, target, r, *_figures(mean), *shares))
     return Grid(
         "amplification",
         "Amplification, means over the blocks",
@@ -398,9 +414,10 @@ def _print(printed: Sequence[Printed]) -> Grid:
 
 
 def _factors(rows: Sequence[_Row]) -> tuple[Curves, ...]:
-    lines: dict[tuple[str, str], list[_Row]] = defaultdict(list)
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        lines[row.label, row.change.target].append(row)
+        if row.found.factor is not None:
+            lines[row.label, row.change.target].append((float(row.change.block), row.found.factor))
     return (
         Curves(
             key="factor",
@@ -410,12 +427,8 @@ def _factors(rows: Sequence[_Row]) -> tuple[Curves, ...]:
             x_title="block",
             y_title="factor",
             lines=tuple(
-                Line(
-                    f"{label}, {target}",
-                    tuple(float(row.change.block) for row in ones),
-                    tuple(row.found.factor for row in ones),
-                )
-                for (label, target), ones in lines.items()
+                Line(f"{label}, {target}", tuple(x for x, _ in points), tuple(y for _, y in points))
+                for (label, target), points in lines.items()
             ),
             log_y=True,
         ),

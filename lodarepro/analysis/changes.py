@@ -43,7 +43,7 @@ class Change:
     def rank(self) -> int | None:
         """The rank r of a delta that has factors."""
         A = getattr(self.delta, "A", None)
-        return None if A is None else int(A.shape[1])
+        return int(A.shape[1]) if isinstance(A, Tensor) else None
 
 
 @torch.no_grad()

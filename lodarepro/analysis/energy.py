@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -128,9 +129,9 @@ def energy(run: config.Run, *, budget: float | None = None) -> Findings:
     assert base is not None  # with download, `find` raises rather than give None
     d, blocks = run.model.n_embd, run.model.n_layer
     if budget is not None and not (0 < budget <= 100 and _ranks_of(budget, d, blocks) >= blocks):
-        least = 100 * 4 / (3 * d)
+        least = math.ceil(1e4 * 4 / (3 * d)) / 100
         raise BadInput(
-            f"--budget {budget:g}: give per cent of the dense projection's multiply-accumulates, from {least:.2g} (one "
+            f"--budget {budget:g}: give per cent of the dense projection's multiply-accumulates, from {least:g} (one "
             "rank a block) to 100"
         )
     with torch.no_grad():
@@ -230,14 +231,26 @@ def suggest(spectra: Sequence[Spectrum], kind: str, budget: float) -> Suggested:
         size = len(spectra[0].by_entry)
         uniform = _floor(budget / 100)
         # Of many millions of entries: not sorted together, but cut where what is above is paid for.
-        of_blocks = [np.diff(spectrum.by_entry, prepend=0.0)[::-1] for spectrum in spectra]  # each ascending
-        low, high = 0.0, max(float(gain[-1]) for gain in of_blocks)
+        gains_of = [np.diff(spectrum.by_entry, prepend=0.0)[::-1] for spectrum in spectra]  # each ascending
+        total = int(budget / 100 * size * len(spectra))
+        # No block goes without: the entries of the smallest fraction of so many digits that keeps one.
+        fewest = math.ceil(math.ceil(10**KEEP_DIGITS / size) * size / 10**KEEP_DIGITS)
+
+        def above(cut: float) -> list[int]:
+            return [max(fewest, size - int(np.searchsorted(gain, cut))) for gain in gains_of]
+
+        low, high = 0.0, 2 * max(float(gain[-1]) for gain in gains_of)
         for _ in range(HALVINGS):
             cut = (low + high) / 2
-            taken = [size - int(np.searchsorted(gain, cut)) for gain in of_blocks]
-            low, high = (cut, high) if sum(taken) > budget / 100 * size * len(spectra) else (low, cut)
-        taken = [size - int(np.searchsorted(gain, high)) for gain in of_blocks]
-        values = [max(_floor(count / size), 10.0**-KEEP_DIGITS) for count in taken]
+            low, high = (cut, high) if sum(above(cut)) > total else (low, cut)
+        taken = above(high)
+        # What is left goes to the entries at the cut, which are worth the same in all blocks.
+        equal = [more - fewer for more, fewer in zip(above(low), taken, strict=True)]
+        left = total - sum(taken)
+        if sum(equal) > left > 0:
+            equal = [count * left // sum(equal) for count in equal]
+            taken = [fewer + count for fewer, count in zip(taken, equal, strict=True)]
+        values = [_floor(count / size) for count in taken]
     kept = [spectrum.kept(kind, value) for spectrum, value in zip(spectra, values, strict=True)]
     alike = [spectrum.kept(kind, uniform) for spectrum in spectra]
     return Suggested(values, uniform, fmean(kept), min(kept), fmean(alike), min(alike))

@@ -86,11 +86,8 @@ def errors(folders: Sequence[Path], overrides: Sequence[str] = (), *, checkpoint
         "test_sha256": first.identity["checksums"]["test"],
         "runs": [{"run": one.record.id, "texts": one.file} for one in texts],
     }
-    if rules is not None:
-        grids, plots, notes = _slots(texts, rules)
-    else:
-        run = compose.changed(compose.from_plain(first.config), overrides)
-        grids, plots, notes = _groups(texts, run)
+    run = compose.changed(compose.from_plain(first.config), overrides)
+    grids, plots, notes = _groups(texts, run) if rules is None else _slots(texts, rules)
     return Findings(
         analysis="errors",
         name=named("errors", readable([record for record, _ in found]), of_all),
@@ -128,6 +125,11 @@ def _slots(texts: Sequence[Texts], rules: slots.Rules) -> Found:
     of_references = [
         slots.compare(d.context, reference, rules, known) for d in texts[0].decoded for reference in d.references
     ]
+    if not any(verdict.facts for verdict in of_references):
+        raise BadInput(
+            f"configs/slots/{rules.dataset}.yaml knows no slot of the contexts of {texts[0].record.id}: they are no "
+            f"{rules.dataset} contexts"
+        )
     unknown = Counter(key for verdict in verdicts[texts[0].label] for key in verdict.unknown)
     bleu = {one.label: _bleu(one) for one in texts}
     rows: list[tuple[Value, ...]] = [
@@ -275,7 +277,7 @@ def _groups(texts: Sequence[Texts], run: config.Run) -> Found:
     groups = {
         f"{kind}: {label}": [i for i, other in enumerate(labels) if other == label]
         for kind, labels in kinds.items()
-        for label in sorted({label for label in labels if label is not None})
+        for label in sorted({label for label in labels if label is not None}, key=_ordered)
     }
     suite = run.dataset.suite
     columns = units.COLUMNS[suite]
@@ -294,6 +296,11 @@ def _groups(texts: Sequence[Texts], run: config.Run) -> Found:
     every = {ALL: list(range(len(decoded))), **groups}
     plots = [_group_map(values, list(groups), columns["bleu"])]
     return [_by_group(values, every, columns["bleu"]), _whole(values, every, columns)], plots, notes
+
+
+def _ordered(label: str) -> tuple[int, str]:
+    """Numbers as numbers."""
+    return (int(label), "") if label.isdecimal() else (0, label)
 
 
 def _triples(context: str) -> str:

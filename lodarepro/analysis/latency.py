@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -169,6 +169,8 @@ class Variant:
 
 Point = tuple[int, int]
 """rows of a batch, tokens of each"""
+_K = TypeVar("_K", bound=Hashable)
+_P = TypeVar("_P", bound=Hashable)
 
 
 def latency(overrides: Sequence[str], asked: Asked, *, own: compose.OwnMethod | None = None) -> Findings:
@@ -407,20 +409,32 @@ def _forward(what: _What, variants: list[Variant], points: Sequence[Point]) -> _
         for rows, width in points:
             tokens = torch.randint(what.run.model.vocab_size, (rows, width), generator=generator).to(what.device)
             calls = {variant: partial(_pass, variant.model, _own_tokens(variant.model, tokens)) for variant in variants}
-            try:
-                with torch.inference_mode(), what.arithmetic():
-                    found = interleaved(
-                        calls, trials=asked.trials, warmup=asked.warmup, device=what.device, done=ticker
-                    )
-            except torch.OutOfMemoryError:
-                logger.warning("batch %d x %d tokens: no memory for it; left out", rows, width)
-                torch.cuda.empty_cache()
-                continue
-            times[rows, width] = found
-            logger.info("batch %d x %d tokens: bare %.2f ms", rows, width, found[variants[0]].mean)
+            if (found := _taken_in_turn(what, calls, ticker, f"batch {rows} x {width} tokens")) is not None:
+                times[rows, width] = found
+                logger.info("batch %d x %d tokens: bare %.2f ms", rows, width, found[variants[0]].mean)
+    return _Timed(variants, _some(times))
+
+
+def _taken_in_turn(
+    what: _What, calls: Mapping[_K, Callable[[], object]], ticker: _Ticker, where: str, *, searches: int | None = None
+) -> dict[_K, Times] | None:
+    """Times of calls; None, with a warning that says where, if there is no memory for them."""
+    trials, warmup = (what.asked.trials, what.asked.warmup) if searches is None else (searches, 1)
+    try:
+        with torch.inference_mode(), what.arithmetic():
+            return interleaved(calls, trials=trials, warmup=warmup, device=what.device, done=ticker)
+    except torch.OutOfMemoryError:
+        logger.warning("%s: no memory for it; left out", where)
+        torch.cuda.empty_cache()
+        return None
+
+
+def _some(times: dict[_P, dict[_K, Times]]) -> dict[_P, dict[_K, Times]]:
     if not times:
-        raise RunFailed("there is no memory for any point; give smaller --batch-sizes and --lengths")
-    return _Timed(variants, times)
+        raise RunFailed(
+            "there is no memory for any point; give smaller --batch-sizes and --lengths, or fewer --methods"
+        )
+    return times
 
 
 class _Ticker:
@@ -714,11 +728,9 @@ def _projection(what: _What, wanted: Projection, tokens: Sequence[int]) -> _Time
         for count in tokens:
             x = torch.empty(count, d).normal_(generator=generator).to(what.device, what.arithmetic.dtype)
             calls = {kernel: partial(kernel.dense.parts, x) for kernel in kernels}
-            with torch.inference_mode(), what.arithmetic():
-                times[count] = interleaved(
-                    calls, trials=asked.trials, warmup=asked.warmup, device=what.device, done=ticker
-                )
-    return _TimedKernels(kernels, times)
+            if (found := _taken_in_turn(what, calls, ticker, f"projection of {count} tokens")) is not None:
+                times[count] = found
+    return _TimedKernels(kernels, _some(times))
 
 
 def _kernels(what: _What, wanted: Projection) -> Iterator[_Kernel]:
@@ -868,7 +880,7 @@ def _decoding(what: _What, variants: Sequence[Variant], wanted: Decoding) -> Gri
     own = {variant: _own_tokens(variant.model, prompts.to(what.device)).tolist() for variant in variants}
     beams = what.asked.beams or tuple(wanted.beams)
     _pack(variants, what.arithmetic.dtype)
-    times = {}
+    times: dict[int, dict[Variant, Times]] = {}
     with bar("decoding", len(beams) * len(variants) * (what.searches + 1), shown=True) as tick:
         ticker = _Ticker(tick)
         for beam in beams:
@@ -877,10 +889,10 @@ def _decoding(what: _What, variants: Sequence[Variant], wanted: Decoding) -> Gri
                 variant: partial(search, variant.model, own[variant], search_settings, end_ids=())
                 for variant in variants
             }
-            with what.arithmetic():
-                times[beam] = interleaved(calls, trials=what.searches, warmup=1, device=what.device, done=ticker)
-    for variant in variants:
-        variant.model.unpack()
+            where = f"decoding with beam {beam}"
+            if (found := _taken_in_turn(what, calls, ticker, where, searches=what.searches)) is not None:
+                times[beam] = found
+    beams = tuple(_some(times))
     generated = batch * wanted.new_tokens
     rows: list[tuple[Value, ...]] = []
     for variant in variants:

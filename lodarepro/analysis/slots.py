@@ -27,11 +27,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import yaml  # type: ignore[import-untyped]
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from lodarepro import compose
+from lodarepro import compose, yaml_files
 from lodarepro.errors import BadInput, nearest
 
 FOLDER = "slots"
@@ -416,25 +415,9 @@ def read(dataset: str) -> Rules | None:
         BadInput: with every fault of the file, one line each.
     """
     path = compose.config_folder() / FOLDER / f"{dataset}.yaml"
-    return _built(dataset, path, _parsed(path)) if path.is_file() else None
-
-
-def _parsed(path: Path) -> _RulesFile:
-    try:
-        # All scalars as text: `yes`, `no` and numbers are values like others.
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-        if not isinstance(tree, dict):
-            raise BadInput(f"slots {path}: holds no keys; give slots, and each slot's kind")
-        return TypeAdapter(_RulesFile).validate_python(tree)
-    except OSError as e:
-        raise BadInput(f"slots {path}: can't be read ({e.strerror})") from None
-    except (yaml.YAMLError, UnicodeError) as e:
-        raise BadInput(f"slots {path}: is no YAML ({' '.join(str(e).split())})") from None
-    except ValidationError as e:
-        raise BadInput(
-            f"slots {path}: {'.'.join(map(str, error['loc'])) or 'the file'}: {error['msg'].lower()}"
-            for error in e.errors()
-        ) from None
+    if not path.is_file():
+        return None
+    return _built(dataset, path, yaml_files.read(path, _RulesFile, what="slots", keys="slots, and each slot's kind"))
 
 
 def _built(dataset: str, path: Path, file: _RulesFile) -> Rules:

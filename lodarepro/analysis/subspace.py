@@ -146,8 +146,7 @@ def subspace(opened: tuple[Reopened, Reopened], *, matrix: Matrix = "A", most: i
 def _spaces(one: Reopened, found: Sequence[Change], matrix: Matrix, most: int) -> dict[Where, Tensor]:
     spaces = {}
     for change in found:
-        of_change = _matrix(change, matrix)
-        if of_change is not None and of_change.abs().max() > 0:
+        if (of_change := _matrix(change, matrix)) is not None:
             spaces[change.where] = directions(of_change, most)
     if not spaces:
         others = ", ".join(name for name in MATRICES if any(_matrix(change, name) is not None for change in found))
@@ -159,14 +158,15 @@ def _spaces(one: Reopened, found: Sequence[Change], matrix: Matrix, most: int) -
 
 
 def _matrix(change: Change, matrix: Matrix) -> Tensor | None:
-    """Oriented so that its columns are the directions' space."""
+    """One that is not zero, oriented so that its columns are in the directions' space."""
     if matrix == "dW":
-        return change.added
-    factor = getattr(change.delta, matrix, None)
-    if not isinstance(factor, Tensor):
-        return None
-    factor = factor.detach()
-    return factor if matrix == "A" else factor.T
+        found = change.added
+    else:
+        factor = getattr(change.delta, matrix, None)
+        if not isinstance(factor, Tensor):
+            return None
+        found = factor.detach() if matrix == "A" else factor.detach().T
+    return found if found is not None and found.any() else None
 
 
 def _targets(spaces: dict[Where, Tensor]) -> str:

@@ -1,8 +1,6 @@
 """`mini`: the committed files are what the generator writes, and each text is true to its context."""
 
-import importlib.util
 import itertools
-import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -11,16 +9,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "lodarepro" / "data" / "mini"
-
-
-@pytest.fixture(scope="module")
-def make_mini() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_mini", ROOT / "scripts" / "make_mini.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def pairs(split: str) -> list[tuple[str, str]]:

@@ -1,8 +1,6 @@
 """Slot verdicts: planted errors are found, each by its kind, and true texts pass."""
 
-import importlib.util
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -438,16 +436,6 @@ def test_faulty_files(write, tmp_path: Path, text: str, fault: str):
 
 
 # mini -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def make_mini() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_mini", ROOT / "scripts" / "make_mini.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -74,9 +74,7 @@ def fabricate(tiny: list[str], tmp_path: Path) -> Callable[..., Path]:
         folder = root / run_id
         folder.mkdir(parents=True)
         described = compose.plain(run)
-        save_adapter(
-            model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256
-        )
+        save_adapter(model, folder / records.ADAPTER, method=run.method, base=run.model.name, base_sha256=base.sha256)
         (folder / records.EVALUATIONS).mkdir()
         texts = f"{records.EVALUATIONS}/last-test.jsonl"
         records.write_decoded(folder / texts, decoded)

@@ -21,7 +21,9 @@ from lodarepro.reopen import reopen
 Fabricate = Callable[..., Path]
 D = 32
 CONTEXTS = [f"name : The Mill {i} | type : pub | area : riverside | near : Café Lune" for i in range(12)]
-DECODED = [Decoded(context, ("The Mill is a pub by the riverside .",), "A pub .", None, -1.0, True) for context in CONTEXTS]
+DECODED = [
+    Decoded(context, ("The Mill is a pub by the riverside .",), "A pub .", None, -1.0, True) for context in CONTEXTS
+]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -73,7 +75,7 @@ def test_the_random_directions_are_as_a_random_matrix_has_them():
     assert one == again
 
 
-def test_all_directions_hold_all_of_W():
+def test_all_directions_hold_all_of_the_weight():
     found = Amplification.of(W, randn(6, 5), 5, generator())
     assert found.from_W == pytest.approx(found.W)
 
@@ -137,7 +139,9 @@ def test_orientation_is_input_by_output():
 # the best affine map ----------------------------------------------------------------------------
 
 
-def left(f: Callable[[Tensor], Tensor], n: int = 400, d: int = 6, *, seed: int = 0, X: Tensor | None = None) -> float | None:
+def left(
+    f: Callable[[Tensor], Tensor], n: int = 400, d: int = 6, *, seed: int = 0, X: Tensor | None = None
+) -> float | None:
     """What the map fitted to one half of inputs leaves of the other."""
     X = randn(n, d, seed=seed) if X is None else X
     fitted, held_out = X[::2], X[1::2]
@@ -200,7 +204,9 @@ def test_few_inputs_are_warned_of(n: int, warned: bool, log: pytest.LogCaptureFi
     subject._Affine(randn(n, 6))
     said = [record.getMessage() for record in log.records]
     assert said == (
-        [f"a map of 6 inputs is fitted to {n} tokens: what it leaves is an upper bound; test on more texts"] if warned else []
+        [f"a map of 6 inputs is fitted to {n} tokens: what it leaves is an upper bound; test on more texts"]
+        if warned
+        else []
     )
 
 
@@ -237,7 +243,7 @@ def check(row: dict[str, object], weight: Tensor, dW: Tensor, r: int, rel: float
     )
 
 
-def trained_B(model: GPT2) -> None:
+def with_outputs(model: GPT2) -> None:
     """Numbers in place of the zeros that B starts from."""
     for i, (name, p) in enumerate(model.named_parameters()):
         if name.endswith(".B"):
@@ -245,10 +251,15 @@ def trained_B(model: GPT2) -> None:
 
 
 def test_a_lora_runs_change_is_its_product(fabricate: Fabricate):
-    folder = fabricate("method=lora", "method.rank=3", "method.alpha=6", "method.targets=[q,down]", plant=trained_B)
+    folder = fabricate("method=lora", "method.rank=3", "method.alpha=6", "method.targets=[q,down]", plant=with_outputs)
     found = amplification([reopen(folder)])
     model = reopen(folder).model()
-    assert [(row["target"], row["block"]) for row in rows(found)] == [("q", "1"), ("down", "1"), ("q", "2"), ("down", "2")]
+    assert [(row["target"], row["block"]) for row in rows(found)] == [
+        ("q", "1"),
+        ("down", "1"),
+        ("q", "2"),
+        ("down", "2"),
+    ]
     for row in rows(found):
         target, block = str(row["target"]), int(str(row["block"]))
         delta = list(model.denses(target))[block - 1].deltas[target]
@@ -266,8 +277,8 @@ def test_planted_directions_of_a_weight_give_the_factor_exactly(fabricate: Fabri
     def plant(model: GPT2) -> None:
         for dense in model.denses("v"):
             U, S, Vh = torch.linalg.svd(dense.weight[:, dense.slices["v"]])
-            dense.deltas["v"].A.copy_(U[:, place : place + 1])  # type: ignore[operator,union-attr]
-            dense.deltas["v"].B.copy_(c * Vh[place : place + 1])  # type: ignore[operator,union-attr]
+            dense.deltas["v"].A.copy_(U[:, place : place + 1])  # type: ignore[operator]
+            dense.deltas["v"].B.copy_(c * Vh[place : place + 1])  # type: ignore[operator]
             sigmas.append(float(S[place]))
 
     folder = fabricate("method=lora", "method.rank=1", "method.alpha=1", "method.targets=[v]", plant=plant)
@@ -289,7 +300,7 @@ def test_planted_directions_of_a_weight_give_the_factor_exactly(fabricate: Fabri
 
 def zero_hidden(model: GPT2) -> None:
     """LoDA without its hidden layers is LoRA: f1 = 0."""
-    trained_B(model)
+    with_outputs(model)
     for name, p in model.named_parameters():
         if ".matrices." in name:
             p.zero_()
@@ -310,7 +321,7 @@ def test_loda_without_hidden_layers_is_linear(fabricate: Fabricate):
 
 
 def test_loda_is_not(fabricate: Fabricate):
-    folder = fabricate("method=loda", plant=trained_B, decoded=DECODED)
+    folder = fabricate("method=loda", plant=with_outputs, decoded=DECODED)
     found = amplification([reopen(folder)], tokens=2000, jacobians=16)
     for row in rows(found):
         assert cast(float, row["spread_per_cent"]) > 1.0
@@ -322,7 +333,7 @@ def test_loda_is_not(fabricate: Fabricate):
 
 def test_the_fit_and_the_measure_are_of_different_texts(fabricate: Fabricate):
     """With 12 equal texts the halves are equal; of the inputs all are seen, a half each."""
-    folder = fabricate("method=loda", "method.targets=[q]", plant=trained_B, decoded=DECODED)
+    folder = fabricate("method=loda", "method.targets=[q]", plant=with_outputs, decoded=DECODED)
     opened = reopen(folder)
     model, found = subject.of_run(opened)
     inputs = subject._inputs(opened, model, found, 10**6)
@@ -338,7 +349,7 @@ def test_the_fit_and_the_measure_are_of_different_texts(fabricate: Fabricate):
 
 @pytest.mark.parametrize("texts", [1, 2])
 def test_few_texts_will_do_or_are_refused(texts: int, fabricate: Fabricate):
-    folder = fabricate("method=loda", plant=trained_B, decoded=DECODED[:texts])
+    folder = fabricate("method=loda", plant=with_outputs, decoded=DECODED[:texts])
     if texts == 2:
         assert len(rows(amplification([reopen(folder)], jacobians=4))) == 4
         return
@@ -367,8 +378,8 @@ def test_of_weights_that_trained_the_difference_is_the_change(method: str, fabri
     check(row, slice_of(frozen(folder), "v", 2), added, 7, rel=1e-3)
 
 
-def test_beside_an_approximation_W_is_what_stands_there(fabricate: Fabricate):
-    folder = fabricate("method=r-lora", "method.base.rank=5", plant=trained_B)
+def test_beside_an_approximation_the_weight_is_what_stands_there(fabricate: Fabricate):
+    folder = fabricate("method=r-lora", "method.base.rank=5", plant=with_outputs)
     found = amplification([reopen(folder)])
     for row in rows(found):
         target, block = str(row["target"]), int(str(row["block"]))
@@ -382,7 +393,7 @@ def test_beside_an_approximation_W_is_what_stands_there(fabricate: Fabricate):
 
 def test_doras_change_is_of_magnitude_and_direction(fabricate: Fabricate):
     def plant(model: GPT2) -> None:
-        trained_B(model)
+        with_outputs(model)
         for name, p in model.named_parameters():
             if name.endswith(".magnitude"):
                 p.mul_(1.5)
@@ -400,14 +411,14 @@ def test_doras_change_is_of_magnitude_and_direction(fabricate: Fabricate):
 
 
 def test_more_directions_than_there_are(fabricate: Fabricate):
-    folder = fabricate("method=lora", plant=trained_B)
+    folder = fabricate("method=lora", plant=with_outputs)
     found = amplification([reopen(folder)], r=1000)
     assert {row["r"] for row in rows(found)} == {D}
 
 
 def test_a_delta_that_nothing_trained_is_left_out(fabricate: Fabricate):
     def plant(model: GPT2) -> None:
-        next(model.denses("q")).deltas["q"].B.fill_(0.1)  # type: ignore[operator,union-attr]
+        next(model.denses("q")).deltas["q"].B.fill_(0.1)  # type: ignore[operator]
 
     found = amplification([reopen(fabricate("method=lora", plant=plant))])
     assert [(row["target"], row["block"]) for row in rows(found)] == [("q", "1")]
@@ -415,9 +426,9 @@ def test_a_delta_that_nothing_trained_is_left_out(fabricate: Fabricate):
 
 def test_several_runs_stand_side_by_side(fabricate: Fabricate):
     folders = [
-        fabricate("method=lora", "method.rank=2", plant=trained_B),
-        fabricate("method=lora", plant=trained_B),
-        fabricate("method=loda", "method.targets=[v]", plant=trained_B, decoded=DECODED),
+        fabricate("method=lora", "method.rank=2", plant=with_outputs),
+        fabricate("method=lora", plant=with_outputs),
+        fabricate("method=loda", "method.targets=[v]", plant=with_outputs, decoded=DECODED),
     ]
     found = amplification([reopen(folder) for folder in folders], tokens=300, jacobians=4)
     assert [row[:3] for row in grid(found, "amplification").rows] == [
@@ -429,7 +440,7 @@ def test_several_runs_stand_side_by_side(fabricate: Fabricate):
 
 
 def test_means_are_over_the_blocks(fabricate: Fabricate):
-    found = amplification([reopen(fabricate("method=lora", "method.targets=[q]", plant=trained_B))])
+    found = amplification([reopen(fabricate("method=lora", "method.targets=[q]", plant=with_outputs))])
     (means,) = grid(found, "amplification").rows
     keys = [column.key for column in grid(found, "amplification").columns]
     for key in ("W", "dW", "from_dW", "from_W", "from_random"):
@@ -437,7 +448,7 @@ def test_means_are_over_the_blocks(fabricate: Fabricate):
 
 
 def test_the_papers_table_stands_below(fabricate: Fabricate):
-    found = amplification([reopen(fabricate("method=lora", plant=trained_B))])
+    found = amplification([reopen(fabricate("method=lora", plant=with_outputs))])
     assert grid(found, "print").rows == (
         (4, 61.95, 6.91, 0.32, 21.67, 0.02, pytest.approx(21.59375)),  # the paper: 21.5
         (64, 61.95, 3.57, 1.90, 37.71, 0.33, pytest.approx(1.878947)),
@@ -453,8 +464,8 @@ def test_methods_that_stand_beside_no_weight(method: str, fabricate: Fabricate):
     with pytest.raises(BadInput) as e:
         amplification([reopen(folder)])
     assert e.value.faults == (
-        f"{folder.name}: {method} changed no weight matrix and stands beside none, so there is nothing to analyse; give "
-        "runs of methods that do",
+        f"{folder.name}: {method} changed no weight matrix and stands beside none, so there is nothing to analyse; "
+        "give runs of methods that do",
     )
 
 
@@ -467,8 +478,8 @@ def test_a_run_that_changed_nothing(fabricate: Fabricate):
     assert fault.startswith(f"{folder.name}: ")
 
 
-def test_a_change_where_the_weight_has_nothing(fabricate: Fabricate):
-    """||U'WV'|| = 0: no factor, and no traceback."""
+def test_a_change_where_the_weight_has_nothing():
+    """||U'WV'|| = 0: there is no factor, and no ZeroDivisionError."""
     found = Amplification.of(torch.diag(SIGMAS), torch.outer(torch.eye(5)[0], torch.eye(5)[1]).double(), 1, generator())
     assert found.from_dW == 0.0
-    assert not math.isfinite(found.factor)
+    assert found.factor in (None, math.inf)

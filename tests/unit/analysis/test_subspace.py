@@ -45,10 +45,11 @@ def column(of: Grid, key: str) -> list[object]:
 
 
 def phi_of(found: Findings, block: int, target: str) -> list[list[float]]:
-    rows = [row for row in grid(found, "phi").rows if row[:2] == (target, block)]
-    values = {(row[2], row[3]): cast(float, row[4]) for row in rows}
-    i_max, j_max = max(i for i, _ in values), max(j for _, j in values)  # type: ignore[type-var]
-    return [[values[i, j] for j in range(1, j_max + 1)] for i in range(1, i_max + 1)]  # type: ignore[operator]
+    rows: dict[object, list[float]] = {}
+    for of_target, of_block, i, _, phi in grid(found, "phi").rows:
+        if (of_target, of_block) == (target, block):
+            rows.setdefault(i, []).append(cast(float, phi))
+    return list(rows.values())
 
 
 # the similarity ---------------------------------------------------------------------------------
@@ -96,7 +97,9 @@ def test_signs_mean_nothing_and_sides_may_change():
 
 
 def test_random_spaces_share_max_i_j_of_d_on_average():
-    found = torch.stack([similarity(rotation(D, 2 * seed)[:, :4], rotation(D, 2 * seed + 1)[:, :9]) for seed in range(300)])
+    found = torch.stack(
+        [similarity(rotation(D, 2 * seed)[:, :4], rotation(D, 2 * seed + 1)[:, :9]) for seed in range(300)]
+    )
     i, j = torch.arange(1, 5.0)[:, None], torch.arange(1, 10.0)
     torch.testing.assert_close(found.mean(0), (torch.maximum(i, j) / D).double(), atol=0.02, rtol=0)
 
@@ -140,7 +143,7 @@ def put(model: GPT2, factor: str, matrices: dict[Where, Tensor]) -> None:
             getattr(dense.deltas[target], factor).copy_(matrices[block, target])
 
 
-def of_A(name: str) -> Callable[[GPT2], None]:
+def with_inputs(name: str) -> Callable[[GPT2], None]:
     return lambda model: put(model, "A", {where: with_directions(c) for where, c in PLANTED[name].items()})
 
 
@@ -152,13 +155,13 @@ def opened(*folders: Path) -> tuple[Reopened, Reopened]:
 @pytest.fixture
 def two(fabricate: Fabricate) -> tuple[Path, Path]:
     return (
-        fabricate("method=lora", "method.rank=2", plant=of_A("few")),
-        fabricate("method=lora", "method.rank=4", plant=of_A("many")),
+        fabricate("method=lora", "method.rank=2", plant=with_inputs("few")),
+        fabricate("method=lora", "method.rank=4", plant=with_inputs("many")),
     )
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_planted_A_of_two_runs(turned: bool, two: tuple[Path, Path]):
+def test_planted_inputs_of_two_runs(turned: bool, two: tuple[Path, Path]):
     """Whichever is given first, the one of fewer directions is along the rows."""
     found = subspace(opened(*(reversed(two) if turned else two)))
     for (block, target), ours in PLANTED["few"].items():
@@ -201,22 +204,23 @@ def test_fewer_directions_may_be_looked_at(two: tuple[Path, Path]):
 
 def test_random_matrices_follow_from_the_seed(two: tuple[Path, Path]):
     both = opened(*two)
-    one, again, other = (
-        grid(subspace(both, seed=seed), "similarity") for seed in (1, 1, 2)
-    )
+    one, again, other = (grid(subspace(both, seed=seed), "similarity") for seed in (1, 1, 2))
     assert column(one, "chance_first") == column(again, "chance_first")
     assert column(one, "chance_first") != column(other, "chance_first")
     assert all(0 < cast(float, value) < 1 for value in column(one, "chance_all"))
     assert subspace(both, seed=1).name == subspace(both, seed=1).name != subspace(both, seed=2).name
 
 
-def test_B_is_compared_in_the_outputs(fabricate: Fabricate):
+def test_outputs_are_compared_by_their_rows(fabricate: Fabricate):
     """The directions of B (r, d_out) are those of its rows."""
 
-    def of_B(name: str) -> Callable[[GPT2], None]:
+    def with_outputs(name: str) -> Callable[[GPT2], None]:
         return lambda model: put(model, "B", {where: with_directions(c).T for where, c in PLANTED[name].items()})
 
-    two = fabricate("method=lora", "method.rank=2", plant=of_B("few")), fabricate("method=loda", plant=of_B("many"))
+    two = (
+        fabricate("method=lora", "method.rank=2", plant=with_outputs("few")),
+        fabricate("method=loda", plant=with_outputs("many")),
+    )
     found = subspace(opened(*two), matrix="B")
     for where, ours in PLANTED["few"].items():
         for row, wanted in zip(phi_of(found, *where), overlaps(ours, PLANTED["many"][where]), strict=True):
@@ -224,7 +228,7 @@ def test_B_is_compared_in_the_outputs(fabricate: Fabricate):
     assert "start_first" not in [one.key for one in grid(found, "similarity").columns]
 
 
-def test_dW_is_compared_in_the_inputs_whatever_made_it(fabricate: Fabricate):
+def test_changes_are_compared_in_the_inputs_whatever_made_them(fabricate: Fabricate):
     """A product's and a fine-tuned weight's."""
 
     def factors(model: GPT2) -> None:
@@ -246,7 +250,7 @@ def test_dW_is_compared_in_the_inputs_whatever_made_it(fabricate: Fabricate):
             assert row[:4] == pytest.approx(wanted, abs=1e-3)
 
 
-def test_dW_of_a_product_has_as_many_directions_as_its_rank(fabricate: Fabricate):
+def test_the_change_of_a_product_has_as_many_directions_as_its_rank(fabricate: Fabricate):
     """The weight and the sum are fp32, and what rounding leaves of them is no direction."""
 
     def factors(model: GPT2) -> None:
@@ -259,7 +263,7 @@ def test_dW_of_a_product_has_as_many_directions_as_its_rank(fabricate: Fabricate
 
 
 def test_runs_of_one_seed_and_rank_began_alike(fabricate: Fabricate):
-    one = fabricate("method=lora", plant=of_A("many"))
+    one = fabricate("method=lora", plant=with_inputs("many"))
     other = fabricate("method=lora", "train.epochs=7", "method.dropout=0")
     summary = grid(subspace(opened(one, other)), "similarity")
     assert column(summary, "start_first") == pytest.approx([1.0] * 4, abs=1e-9)
@@ -282,7 +286,7 @@ def test_targets_of_one_run_alone_are_left_out(fabricate: Fabricate):
 
 
 def test_the_same_run_twice_is_told_apart(fabricate: Fabricate):
-    folder = fabricate("method=lora", plant=of_A("many"))
+    folder = fabricate("method=lora", plant=with_inputs("many"))
     found = subspace(opened(folder, folder))
     assert found.title == "Directions of A shared by lora r=4 1 and lora r=4 2"
     assert column(grid(found, "similarity"), "all") == pytest.approx([1.0] * 4)
@@ -315,7 +319,7 @@ def test_a_method_that_stands_beside_no_weight(fabricate: Fabricate):
     )
 
 
-def test_a_method_without_A(fabricate: Fabricate):
+def test_a_method_without_factors(fabricate: Fabricate):
     def change(model: GPT2) -> None:
         next(model.denses("q")).weight.add_(1.0)
 
@@ -323,7 +327,7 @@ def test_a_method_without_A(fabricate: Fabricate):
     assert fault(lora, ft) == f"{ft.name}: ft has no A that is not zero; it has dW (--matrix)"
 
 
-def test_B_that_was_not_trained(fabricate: Fabricate):
+def test_factors_that_were_not_trained(fabricate: Fabricate):
     one, other = fabricate("method=lora"), fabricate("method=lora", "seed=2")
     assert fault(one, other, matrix="B").startswith(f"{one.name}: lora has no B that is not zero; it has A")
 
@@ -353,5 +357,7 @@ def test_runs_of_other_base_models(fabricate: Fabricate, tiny_model: Path, tmp_p
     weights.save(net, weights.load_tokenizer(base), other)
     moved = fabricate("method=lora", f"model.path={other}")
     said = fault(lora, moved)
-    assert said.startswith(f"{lora.name} is of gpt2-nano (weights sha256 {base.sha256[:12]}), {moved.name} of gpt2-nano (")
+    assert said.startswith(
+        f"{lora.name} is of gpt2-nano (weights sha256 {base.sha256[:12]}), {moved.name} of gpt2-nano ("
+    )
     assert said.endswith("); give runs of one base model")

@@ -138,7 +138,5 @@ def test_on_a_gpu_the_work_and_not_the_launch_is_timed():
         for _ in range(count):
             torch.mm(x, x)
 
-    times = interleaved(
-        {count: partial(products, count) for count in (2, 20)}, trials=10, warmup=3, device=device
-    )
+    times = interleaved({count: partial(products, count) for count in (2, 20)}, trials=10, warmup=3, device=device)
     assert times[20].median / times[2].median == pytest.approx(10.0, rel=0.25)
