@@ -204,9 +204,9 @@ def latency(overrides: Sequence[str], asked: Asked, *, own: compose.OwnMethod | 
             "standard deviation; all means, deviations and medians are in the CSV files"
         ]
         methods = asked.methods or tuple(read.paper_methods if asked.paper else read.methods)
-        sizes = asked.sizes or chosen.sizes
+        sized = _sized(what, methods, asked.sizes or chosen.sizes, printed)
         if "forward" in asked.parts:
-            variants = _variants(what, methods, sizes, printed, arithmetic.dtype)
+            variants = _variants(what, sized, arithmetic.dtype)
             _check(run.model, variants, points)
             forward = _forward(what, variants, sorted({*points, *((p.batch_size, p.length) for p in printed)}))
             grids += [_pivot(forward, printed), _beside_print(forward, printed), _whole(forward)]
@@ -224,7 +224,7 @@ def latency(overrides: Sequence[str], asked: Asked, *, own: compose.OwnMethod | 
                 "as a dense one, zeros and all"
             )
         if "decoding" in asked.parts:
-            grids.append(_decoding(what, _variants(what, methods, sizes, [], torch.float32), read.decoding))
+            grids.append(_decoding(what, _variants(what, sized, torch.float32), read.decoding))
             notes.append(
                 f"decoding: prompts of {read.decoding.prompt} tokens, {read.decoding.new_tokens} generated for each, "
                 f"none ends early; {what.searches} trials; frozen matrices laid out as in runs"
@@ -292,27 +292,43 @@ def _quiet() -> Iterator[None]:
 # models -----------------------------------------------------------------------------------------
 
 
-def _variants(
-    what: _What, methods: Sequence[str], sizes: Sequence[int] | None, printed: Sequence[Printed], dtype: torch.dtype
-) -> list[Variant]:
-    """The bare model, and the model with each method at each size; weights in `dtype`."""
-    bare = _random(what.run.model, what.device, dtype)
-    found = [Variant(None, None, "", bare, 0)]
+@dataclass(frozen=True)
+class _Sized:
+    """A method at one size; None: it has none."""
+
+    name: str
+    size: int | None
+    method: Any
+
+
+def _sized(
+    what: _What, methods: Sequence[str], sizes: Sequence[int] | None, printed: Sequence[Printed]
+) -> list[_Sized]:
+    """Each method at each size, all checked against the model."""
+    found = []
     for name in methods:
         default = what.method(name)
         key = next((key for key in SIZES if hasattr(default, key)), None)
-        own = [None] if key is None else [getattr(default, key)] if sizes is None else [*sizes]
-        own += [p.size for p in printed if p.method == name and p.size not in own]
-        own.sort(key=lambda size: size or 0)
-        for place, size in enumerate(own):
-            settings_ = default if size is None else what.method(name, f"method.{key}={size}")
-            model = _with(bare, settings_)
-            trainable = sum(p.numel() for p in trained(model).values())
-            deltas = any(len(dense.deltas) for dense in _denses(model))
-            merges = deltas and mergeable(model) is None
-            if merges and not place:  # merged, all sizes are one
-                found.append(Variant(name, size, "merged", _merged(model, settings_, bare), trainable))
-            found.append(Variant(name, size, "unmerged" if merges else "", model, trainable))
+        if key is None:
+            found.append(_Sized(name, None, default))
+            continue
+        own = {getattr(default, key)} if sizes is None else {*sizes}
+        own |= {p.size for p in printed if p.method == name}
+        found += [_Sized(name, size, what.method(name, f"method.{key}={size}")) for size in sorted(own)]
+    return found
+
+
+def _variants(what: _What, sized: Sequence[_Sized], dtype: torch.dtype) -> list[Variant]:
+    """The bare model, and the model with each method at each size; weights in `dtype`."""
+    bare = _random(what.run.model, what.device, dtype)
+    found = [Variant(None, None, "", bare, 0)]
+    for one in sized:
+        model = _with(bare, one.method)
+        trainable = sum(p.numel() for p in trained(model).values())
+        merges = any(len(dense.deltas) for dense in _denses(model)) and mergeable(model) is None
+        if merges and one.name not in {variant.method for variant in found}:  # merged, all sizes are one
+            found.append(Variant(one.name, one.size, "merged", _merged(bare, one.method), trainable))
+        found.append(Variant(one.name, one.size, "unmerged" if merges else "", model, trainable))
     return found
 
 
@@ -344,7 +360,7 @@ def _with(bare: GPT2, method: Any) -> GPT2:
     return net.to(bare.wte.weight.dtype).eval()
 
 
-def _merged(model: GPT2, method: Any, bare: GPT2) -> GPT2:
+def _merged(bare: GPT2, method: Any) -> GPT2:
     """The same with its deltas folded into weights of its own."""
     net = _with(bare, method)
     for dense in _denses(net):
