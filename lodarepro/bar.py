@@ -45,3 +45,18 @@ def bar(what: str, total: int, *, done: int = 0, shown: bool) -> Iterator[Tick |
             yield lambda done, note: progress.update(task, completed=done, note=note)
     finally:
         log_to_stderr()
+
+
+@contextmanager
+def counter(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar that counts calls of what it gives."""
+    with bar(what, total, shown=True) as tick:
+        count = 0
+
+        def done() -> None:
+            nonlocal count
+            count += 1
+            if tick is not None:
+                tick(count, "")
+
+        yield done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import logging
@@ -107,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         pass
     except SystemExit as e:  # of argparse, after its help or a fault
         ended = e
+    except OSError as e:
+        if e.filename is not None or e.errno != errno.ENOSPC:
+            raise
+        return _unwritten(e)  # by a print of more than is buffered
     try:
         if sys.stdout is not None:
             sys.stdout.flush()  # at its end the interpreter would complain, in its own words
@@ -114,12 +119,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"lodarepro: standard output can't be written ({e.strerror}); make room", file=sys.stderr)
-        return 2
+        return _unwritten(e)
     if ended is not None:
         raise ended
     return status
+
+
+def _unwritten(e: OSError) -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"lodarepro: standard output can't be written ({e.strerror}); make room", file=sys.stderr)
+    return 2
 
 
 def _command(arguments: list[str]) -> int:
@@ -665,8 +674,8 @@ def _latency(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[arg
         "beside counted multiply-accumulates (LoRA Table 1, Figure 5; LoDA Table 2); on random weights"
     )
     _add_overrides(parser, "model=NAME, decode.precision=bf16, runtime.device=cuda, results.root=FOLDER and the like")
-    parser.add_argument("--parts", metavar="NAME,...", type=_words, help=", ".join(latency.PARTS))
-    parser.add_argument("--methods", metavar="NAME,...", type=_words, help="a representative of each kind")
+    parser.add_argument("--parts", metavar="NAME,...", type=_words, help=f"of {', '.join(latency.PARTS)} (all)")
+    parser.add_argument("--methods", metavar="NAME,...", type=_words, help="which (one of each kind)")
     parser.add_argument(
         "--sizes", metavar="N,...", type=_counting, help="ranks, bottlenecks or prefix lengths (each method's own)"
     )
@@ -775,7 +784,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         help="folders of finished runs; model.path=FOLDER or data.root=FOLDER where this machine has them, "
         "results.root=FOLDER for what is written (where the first run is)",
     )
-    parser.add_argument("--checkpoint", metavar="NAME", help="last (default), best or epoch-N")
+    parser.add_argument("--checkpoint", metavar="NAME", help="last, best or epoch-N (last; the first that has texts)")
 
 
 def _given_runs(
@@ -790,10 +799,16 @@ def _given_runs(
     folders = [Path(name) for name in names]
     if not folders:
         raise BadInput("which runs? give folders such as results/runs/e2e_gpt2-medium_lora-r4_lora_s1_0123456789ab")
-    roots = [text.partition("=")[2] for text in overrides if text.startswith("results.root=")]
+    own = [text for text in overrides if text.startswith("results.")]
+    for text in own:
+        if text.partition("=")[0] != "results.root" or text == "results.root=":
+            raise BadInput(f"{text}: no such setting of an analysis; give results.root=FOLDER, or nothing")
+    if twice := [folder for folder in folders if [f.resolve() for f in folders].count(folder.resolve()) > 1]:
+        raise BadInput(f"{twice[0]} is given twice; give each run once")
+    roots = [text.partition("=")[2] for text in own]
     above = folders[0].resolve().parent
     root = Path(roots[-1]).expanduser() if roots else above.parent if above.name == records.RUNS else Path("results")
-    return given, folders, [text for text in overrides if not text.startswith("results.")], root
+    return given, folders, [text for text in overrides if text not in own], root
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -67,18 +67,22 @@ class Spectrum:
     Attributes:
         by_rank: (d,) share that ranks 1, 2, ..., d keep.
         by_entry: (n,) share that 1, 2, ..., n entries keep.
+        entries: (n,) share of each entry in fp32, ascending: of many millions, and only compared.
     """
 
     by_rank: Floats
     by_entry: Floats
+    entries: Floats
 
     @classmethod
     def of(cls, W: torch.Tensor) -> Spectrum:
         """The spectrum of a matrix W (d_in, d_out), d_in <= d_out."""
         W = W.detach().double()
         squares = torch.linalg.eigvalsh(W @ W.T).flip(0).clamp(min=0).numpy()
-        entries = np.sort(np.square(W.float().numpy().ravel()).astype(np.float64))[::-1]
-        return cls(_shares(squares), _shares(entries))
+        entries = np.sort(np.square(W.float().numpy().ravel()))
+        by_entry = _shares(entries[::-1])
+        entries /= np.float32(entries.sum(dtype=np.float64) or 1.0)
+        return cls(_shares(squares), by_entry, entries)
 
     def rank_for(self, share: float) -> int:
         """The smallest rank that keeps a share."""
@@ -102,11 +106,10 @@ class Spectrum:
 
 def _shares(parts: Floats) -> Floats:
     """Running sums of parts in falling order, as shares of their sum; of nothing, nothing is lost."""
-    total = parts.sum()
-    if total <= 0:
+    shares: Floats = np.cumsum(parts, dtype=np.float64)
+    if shares[-1] <= 0:
         return np.ones(len(parts))
-    shares: Floats = np.cumsum(parts) / total
-    shares[-1] = 1.0  # whatever rounding left of it
+    shares /= shares[-1]
     return shares
 
 
@@ -137,8 +140,7 @@ def energy(run: config.Run, *, budget: float | None = None) -> Findings:
     with torch.no_grad():
         model = weights.load(base, run.model)
         spectra = [Spectrum.of(dense.weight) for dense in model.denses("q")]
-        std = float(next(model.denses("q")).weight.std())
-        drawn = torch.empty(d, 3 * d).normal_(0.0, std or 1.0, generator=torch.Generator().manual_seed(run.seed))
+        drawn = torch.empty(d, 3 * d).normal_(generator=torch.Generator().manual_seed(run.seed))
         gaussian = Spectrum.of(drawn)
     read = settings.read("energy", Settings)
     of_model = {
@@ -224,22 +226,22 @@ def suggest(spectra: Sequence[Spectrum], kind: str, budget: float) -> Suggested:
         total = _ranks_of(budget, d, len(spectra))
         gains = np.stack([np.diff(spectrum.by_rank, prepend=0.0) for spectrum in spectra])  # (L, d), each row falling
         gains[:, 0] = np.inf  # no block goes without
+        gains[:, 3 * d // 4 :] = -1.0  # from R = 3 d / 4 on two products cost more than the dense one
         best = np.argsort(-gains, axis=None, kind="stable")[:total] // d
         values = [int(count) for count in np.bincount(best, minlength=len(spectra))]
         uniform: float = total // len(spectra)
     else:
         size = len(spectra[0].by_entry)
         uniform = _floor(budget / 100)
-        # Of many millions of entries: not sorted together, but cut where what is above is paid for.
-        gains_of = [np.diff(spectrum.by_entry, prepend=0.0)[::-1] for spectrum in spectra]  # each ascending
         total = int(budget / 100 * size * len(spectra))
         # No block goes without: the entries of the smallest fraction of so many digits that keeps one.
         fewest = math.ceil(math.ceil(10**KEEP_DIGITS / size) * size / 10**KEEP_DIGITS)
 
         def above(cut: float) -> list[int]:
-            return [max(fewest, size - int(np.searchsorted(gain, cut))) for gain in gains_of]
+            return [max(fewest, size - int(np.searchsorted(one.entries, np.float32(cut)))) for one in spectra]
 
-        low, high = 0.0, 2 * max(float(gain[-1]) for gain in gains_of)
+        # Many millions of entries are not sorted together, but cut where what is above is paid for.
+        low, high = 0.0, 2 * max(float(one.entries[-1]) for one in spectra)
         for _ in range(HALVINGS):
             cut = (low + high) / 2
             low, high = (cut, high) if sum(above(cut)) > total else (low, cut)
@@ -253,6 +255,8 @@ def suggest(spectra: Sequence[Spectrum], kind: str, budget: float) -> Suggested:
         values = [_floor(count / size) for count in taken]
     kept = [spectrum.kept(kind, value) for spectrum, value in zip(spectra, values, strict=True)]
     alike = [spectrum.kept(kind, uniform) for spectrum in spectra]
+    if fmean(alike) > fmean(kept):  # by what rounding fractions down leaves unspent
+        values, kept = [uniform] * len(spectra), alike
     return Suggested(values, uniform, fmean(kept), min(kept), fmean(alike), min(alike))
 
 

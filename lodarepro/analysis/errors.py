@@ -14,8 +14,8 @@ from pathlib import Path
 
 from lodarepro import compose, config, records, units
 from lodarepro.analysis import slots
-from lodarepro.data import webnlg
-from lodarepro.data.sources import locate
+from lodarepro.data import PARSERS, webnlg
+from lodarepro.data.sources import Source, download_url, locate
 from lodarepro.errors import BadInput, nearest
 from lodarepro.findings import Column, Findings, Grid, HeatMap, Panel, Value, labels, named, provenance, readable
 from lodarepro.metrics import ALL, measure
@@ -29,6 +29,7 @@ SOURCE = (
 )
 KINDS = ("missing", "added", "wrong")
 REFERENCES = "references"
+OTHERS = ("train", "valid")  # splits, beside the one that texts are of
 SEPARATOR = " | "  # between triples
 
 
@@ -54,13 +55,18 @@ def errors(folders: Sequence[Path], overrides: Sequence[str] = (), *, checkpoint
 
     Args:
         folders: of the runs.
-        overrides: `data.*` where this machine has the data elsewhere; WebNLG's categories are in them.
+        overrides: `data.*` where this machine has the data elsewhere: WebNLG's categories are in them, and the names
+            that a model may have learnt. Nothing is downloaded.
         checkpoint: `last`, `best` or `epoch-N`; None: the first that was evaluated.
 
     Raises:
         BadInput: not finished runs of one test set, or one did not keep that checkpoint.
     """
-    found = [(record := records.finished(folder), _file(record, checkpoint)) for folder in folders]
+    found = []
+    for folder in folders:
+        record = records.finished(folder)
+        records.check_whole(record)
+        found.append((record, _file(record, checkpoint)))
     first = found[0][0]
     for record, _ in found[1:]:
         if record.identity["checksums"]["test"] != first.identity["checksums"]["test"]:
@@ -87,7 +93,7 @@ def errors(folders: Sequence[Path], overrides: Sequence[str] = (), *, checkpoint
         "runs": [{"run": one.record.id, "texts": one.file} for one in texts],
     }
     run = compose.changed(compose.from_plain(first.config), overrides)
-    grids, plots, notes = _groups(texts, run) if rules is None else _slots(texts, rules)
+    grids, plots, notes = _groups(texts, run) if rules is None else _slots(texts, run, rules)
     return Findings(
         analysis="errors",
         name=named("errors", readable([record for record, _ in found]), of_all),
@@ -117,9 +123,10 @@ Found = tuple[list[Grid], list[HeatMap], list[str]]
 # slots ------------------------------------------------------------------------------------------
 
 
-def _slots(texts: Sequence[Texts], rules: slots.Rules) -> Found:
+def _slots(texts: Sequence[Texts], run: config.Run, rules: slots.Rules) -> Found:
     contexts = [decoded.context for decoded in texts[0].decoded]
-    known = slots.vocabulary(contexts, rules)
+    others, splits = _other_contexts(run, texts[0].record)
+    known = slots.vocabulary([*contexts, *others], rules)
     verdicts = {one.label: [slots.compare(d.context, d.hypothesis, rules, known) for d in one.decoded] for one in texts}
     # Of people's texts, so that what the rules take for errors there can be seen beside.
     of_references = [
@@ -158,10 +165,35 @@ def _slots(texts: Sequence[Texts], rules: slots.Rules) -> Found:
         "added by texts",
         f"{REFERENCES}: people's texts for the same contexts, which leave facts out too; found by rules "
         f"(configs/slots/{rules.dataset}.yaml), which now and then are wrong",
+        f"names that a text may take for another's: those of the contexts of {', '.join(['test', *splits])}"
+        + ("" if len(splits) == len(OTHERS) else "; the other splits are not here (data.root=FOLDER)"),
     ]
     if unknown:
         notes.append(f"not judged, as the rules don't know them: {', '.join(unknown)}")
     return grids, [_slot_map({**verdicts, REFERENCES: of_references}, rules)], notes
+
+
+def _other_contexts(run: config.Run, record: Record) -> tuple[list[str], list[str]]:
+    """The contexts of the splits that a model learnt names from, where the run's own files are here; and which."""
+    contexts: list[str] = []
+    found = []
+    for split in OTHERS:
+        if (source := _here(run, record, split)) is not None:
+            contexts += dict.fromkeys(example.context for example in PARSERS[run.dataset.format](source.path))
+            found.append(split)
+    return contexts, found
+
+
+def _here(run: config.Run, record: Record, split: str) -> Source | None:
+    """A split's file, if it is on this machine and the one that the run had."""
+    if download_url(run.dataset, run.data, split) is not None:
+        return None
+    try:
+        source = locate(run.dataset, run.data, split)
+    except BadInput as e:
+        logger.warning("%s", e)
+        return None
+    return source if source.sha256 == record.identity["checksums"][split] else None
 
 
 def _bleu(one: Texts) -> float:
@@ -313,14 +345,9 @@ def _with_subset(category: str | None, subset: str | None) -> str | None:
 
 def _categories(run: config.Run, record: Record) -> dict[str, str] | None:
     """Context to category; None where the data have none, or the file that the run was tested on is not here."""
-    if run.dataset.format != "webnlg":
+    if run.dataset.format != "webnlg" or (source := _here(run, record, "test")) is None:
         return None
-    try:
-        source = locate(run.dataset, run.data, "test")
-    except BadInput as e:
-        logger.warning("%s", e)
-        return None
-    return webnlg.categories(source.path) if source.sha256 == record.identity["checksums"]["test"] else None
+    return webnlg.categories(source.path)
 
 
 def _by_group(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -21,8 +21,9 @@ from lodarepro.analysis import settings
 from lodarepro.analysis.blocks import chosen
 from lodarepro.analysis.changes import (
     Change,
-    changes,
+    Where,
     check_same_base,
+    deltas,
     described,
     of_run,
 )
@@ -39,9 +40,6 @@ ZOOM = 2  # times more directions on one side than on the other, from which the 
 NULL = 1e-10  # of the greatest singular value: what rounding leaves of none
 Matrix = Literal["A", "B", "dW"]
 MATRICES: tuple[Matrix, ...] = get_args(Matrix)
-
-Where = tuple[int, str]
-"""block, counted from 1, and target"""
 
 
 @dataclass(frozen=True)
@@ -159,14 +157,10 @@ def _spaces(one: Reopened, found: Sequence[Change], matrix: Matrix, most: int) -
 
 def _matrix(change: Change, matrix: Matrix) -> Tensor | None:
     """One that is not zero, oriented so that its columns are in the directions' space."""
-    if matrix == "dW":
-        found = change.added
-    else:
-        factor = getattr(change.delta, matrix, None)
-        if not isinstance(factor, Tensor):
-            return None
-        found = factor.detach() if matrix == "A" else factor.detach().T
-    return found if found is not None and found.any() else None
+    found = change.added if matrix == "dW" else change.factor(matrix)
+    if found is None or not found.any():
+        return None
+    return found.T if matrix == "B" else found
 
 
 def _targets(spaces: dict[Where, Tensor]) -> str:
@@ -183,11 +177,10 @@ def _at_start(opened: Sequence[Reopened], common: Sequence[Where], most: int) ->
     """The similarity of the A that the runs began with, drawn again from their seeds."""
     spaces = []
     for one in opened:
-        plain = weights.load(one.base, one.run.model)
         model = weights.load(one.base, one.run.model)
         attach(model, one.run.method, torch.Generator().manual_seed(derived_seed(one.run.seed, "init")))
-        begun = {change.where: _matrix(change, "A") for change in changes(model, plain)}
-        spaces.append({where: directions(A, most) for where, A in begun.items() if A is not None})
+        begun = {where: cast(Tensor, delta.A).detach() for where, delta in deltas(model) if where in common}
+        spaces.append({where: directions(A, most) for where, A in begun.items()})
     return {where: similarity(spaces[0][where], spaces[1][where]) for where in common}
 
 

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 from lodarepro import findings, records
+from lodarepro.errors import BadInput
 from lodarepro.files import write_atomically
 from lodarepro.findings import Findings, Grid, Value
 from lodarepro.report import plots
@@ -68,7 +69,7 @@ def as_csv(grid: Grid) -> str:
 
 
 def write(found: Findings, root: Path) -> Path:
-    """Write all files of an analysis, and remove those that an earlier one of the same name left.
+    """Write all files of an analysis; those of an earlier one of the same name that it has not are removed.
 
     Args:
         found: what it found.
@@ -87,11 +88,23 @@ def write(found: Findings, root: Path) -> Path:
         content |= {f"{plot.key}.svg": figure.svg, f"{plot.key}.png": figure.png}
     folder = findings.folder_of(root, found)
     with records.disk_faults(folder):
+        before = _files_of(folder)
         for name, part in content.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / name, part)
         findings.write(root, found)
-        for path in folder.rglob("*"):
-            if path.is_file() and str(path.relative_to(folder)) not in (*content, findings.FILE):
-                path.unlink()
+        for name in before - content.keys():
+            (folder / name).unlink(missing_ok=True)
     return folder
+
+
+def _files_of(folder: Path) -> set[str]:
+    """The files that the analysis in a folder wrote, as it says; none if there is none."""
+    try:
+        old = findings.read(folder / findings.FILE)
+    except BadInput:
+        return set()
+    pictures = {f"{plot.key}.{ending}" for plot in old.plots for ending in ("svg", "png")}
+    names = {f"{grid.key}.csv" for grid in old.grids} | pictures | old.files.keys()
+    inside = folder.resolve()  # whatever a file that was edited by hand names
+    return {name for name in names if (folder / name).resolve().is_relative_to(inside)}

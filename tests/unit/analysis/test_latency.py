@@ -109,7 +109,7 @@ def rows(found: Findings, key: str) -> list[dict[str, Any]]:
 def logits(variant: Variant) -> Tensor:
     tokens = torch.randint(299, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return subject._pass(variant.model, subject._own_tokens(variant.model, tokens))
+        return latency_module._pass(variant.model, subject._own_tokens(variant.model, tokens))
 
 
 def bits(model: GPT2) -> dict[str, Tensor]:
@@ -463,7 +463,7 @@ def test_a_size_that_does_not_fit(cell: list[str]):
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Limits how many tokens a forward pass may have."""
-    real = subject._pass
+    real = latency_module._pass
 
     def limit(most: int) -> None:
         def run(model: GPT2, tokens: Tensor) -> Tensor:
