@@ -65,7 +65,8 @@ def errors(folders: Sequence[Path], overrides: Sequence[str] = (), *, checkpoint
     found = []
     for folder in folders:
         record = records.finished(folder)
-        records.check_whole(record)
+        if not record.evaluations:
+            raise BadInput(f"the record of {record.id} holds no evaluation; decode the run again")
         found.append((record, _file(record, checkpoint)))
     first = found[0][0]
     for record, _ in found[1:]:
@@ -193,7 +194,7 @@ def _here(run: config.Run, record: Record, split: str) -> Source | None:
     except BadInput as e:
         logger.warning("%s", e)
         return None
-    return source if source.sha256 == record.identity["checksums"][split] else None
+    return source if source.sha256 == record.identity["checksums"].get(split) else None
 
 
 def _bleu(one: Texts) -> float:

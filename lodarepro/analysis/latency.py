@@ -15,6 +15,7 @@ does in runs (`model/products.py`).
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +37,7 @@ from lodarepro.errors import BadInput, RunFailed
 from lodarepro.findings import Column, Curves, Findings, Grid, HeatMap, Line, Panel, Value, named, provenance
 from lodarepro.model import GPT2
 from lodarepro.precision import Arithmetic
+from lodarepro.provenance import canonical_json
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +153,8 @@ def latency(overrides: Sequence[str], asked: Asked, *, own: compose.OwnMethod | 
         try:
             (of_method,) = compose.cells([*overrides, f"method={name}", *more], own=own)
         except BadInput as e:
-            raise BadInput(f"method={name}: {fault}" for fault in e.faults) from None
+            own_name = f"method={name}: "
+            raise BadInput(own_name + fault.removeprefix(own_name) for fault in e.faults) from None
         return of_method.run.method
 
     chosen = read.paper if asked.paper else read.quick
@@ -205,7 +208,7 @@ def latency(overrides: Sequence[str], asked: Asked, *, own: compose.OwnMethod | 
                 f"decoding: prompts of {read.decoding.prompt} tokens, {read.decoding.new_tokens} generated for each, "
                 f"none ends early; {searches.trials} trials; frozen matrices laid out as in runs"
             )
-        used = {
+        used: dict[str, Any] = {
             "model": {key: value for key, value in asdict(run.model).items() if key not in ("hub", "revision", "path")},
             "decode": asdict(run.decode),
             "decode_batch": batch,
@@ -216,6 +219,7 @@ def latency(overrides: Sequence[str], asked: Asked, *, own: compose.OwnMethod | 
             "asked": asdict(asked),
         }
         described = provenance(device=used["device"], threads=used["threads"])
+        used = json.loads(canonical_json(used))  # as it will be read
     processor = described["machine"]["processor"]
     if device.type == "cpu":
         notes.append(f"on {processor}, threads: {used['threads']}; a GPU's figures are others")

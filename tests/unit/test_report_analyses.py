@@ -136,13 +136,28 @@ def test_what_was_written_is_read_back(written: Path):
     assert findings.all_below(written.parent.parent) == [FOUND]
 
 
+def test_a_file_elsewhere_is_not_removed_whatever_an_old_analysis_names(tmp_path: Path):
+    folder = analyses.write(FOUND, tmp_path)
+    (tmp_path / "mine.csv").write_text("x\n")
+    findings.write(tmp_path, replace(FOUND, files={"../../mine.csv": ""}))
+    analyses.write(FOUND, tmp_path)
+    assert (tmp_path / "mine.csv").exists()
+    assert folder.is_dir()
+
+
+def test_files_may_be_in_folders(tmp_path: Path):
+    folder = analyses.write(replace(FOUND, files={"sweep/one.yaml": "x: 1\n"}), tmp_path)
+    assert (folder / "sweep" / "one.yaml").read_text() == "x: 1\n"
+    analyses.write(FOUND, tmp_path)
+    assert not (folder / "sweep" / "one.yaml").exists()
+
+
 def test_writing_again_changes_nothing_and_leaves_nothing_of_before(written: Path):
     before = {path.name: path.read_bytes() for path in written.iterdir()}
-    (written / "earlier.csv").write_text("x\n")
-    (written / "kept").mkdir()
+    (written / "my-notes.txt").write_text("x\n")
     root = written.parent.parent
     assert analyses.write(FOUND, root) == written
-    (written / "kept").rmdir()
+    (written / "my-notes.txt").unlink()  # which is no business of the analysis's
     assert {path.name: path.read_bytes() for path in written.iterdir()} == before
     fewer = replace(FOUND, plots=(), grids=FOUND.grids[:1], files={})
     analyses.write(fewer, root)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lodarepro.analysis import amplification as subject
-from lodarepro.analysis.amplification import Amplification, amplification, jacobian
+from lodarepro.analysis.amplification import Amplification, Frames, amplification
 from lodarepro.errors import BadInput
 from lodarepro.findings import Curves, Findings, Grid, HeatMap
 from lodarepro.methods.lora import DoraDelta, LoraDelta
@@ -53,7 +53,7 @@ def along(*places: int, sizes: tuple[float, ...] = (2.0, 1.0, 0.5)) -> Tensor:
 
 @pytest.mark.parametrize("place", range(5))
 def test_a_change_along_one_direction_amplifies_by_its_share(place: int):
-    found = Amplification.of(W, along(place), 1, generator())
+    found = Amplification.of(Frames(W), along(place), 1, generator())
     assert (found.dW, found.W) == (pytest.approx(2.0), pytest.approx(165**0.5))
     assert found.from_dW == pytest.approx(float(SIGMAS[place]))
     assert found.from_W == pytest.approx(9.0)
@@ -62,152 +62,22 @@ def test_a_change_along_one_direction_amplifies_by_its_share(place: int):
 
 @pytest.mark.parametrize(("r", "from_dW", "from_W"), [(1, 3.0, 9.0), (2, 34**0.5, 130**0.5), (3, 35**0.5, 155**0.5)])
 def test_of_several_directions_the_top_ones_count(r: int, from_dW: float, from_W: float):
-    found = Amplification.of(W, along(3, 2, 4), r, generator())
+    found = Amplification.of(Frames(W), along(3, 2, 4), r, generator())
     assert (found.from_dW, found.from_W) == (pytest.approx(from_dW), pytest.approx(from_W))
     assert found.dW == pytest.approx((4 + 1 + 0.25) ** 0.5)  # the whole change, not its top
 
 
 def test_the_random_directions_are_as_a_random_matrix_has_them():
     """U and V uniform: the mean of ||U' W V'||^2 is r^2 ||W||^2 / (d_in d_out)."""
-    squares = [Amplification.of(W, along(0), 2, generator(seed)).from_random ** 2 for seed in range(400)]
+    squares = [Amplification.of(Frames(W), along(0), 2, generator(seed)).from_random ** 2 for seed in range(400)]
     assert sum(squares) / 400 == pytest.approx(4 * 165 / 30, rel=0.15)
-    one, again = (Amplification.of(W, along(0), 2, generator(3)).from_random for _ in range(2))
+    one, again = (Amplification.of(Frames(W), along(0), 2, generator(3)).from_random for _ in range(2))
     assert one == again
 
 
 def test_all_directions_hold_all_of_the_weight():
-    found = Amplification.of(W, randn(6, 5), 5, generator())
+    found = Amplification.of(Frames(W), randn(6, 5), 5, generator())
     assert found.from_W == pytest.approx(found.W)
-
-
-# Jacobians --------------------------------------------------------------------------------------
-
-
-def test_a_linear_maps_jacobian_is_its_matrix_and_does_not_spread():
-    M = randn(7, 4)
-    mean, spread = jacobian(lambda x: x @ M + 3.0, randn(50, 7, seed=1))
-    torch.testing.assert_close(mean, M, atol=1e-12, rtol=0)
-    assert spread == pytest.approx(0.0, abs=1e-9)
-
-
-def test_squares_have_twice_the_inputs():
-    """The share by hand, without bias: n / (n - 1) (mean ||J||^2 - ||mean J||^2) / mean ||J||^2."""
-    X = torch.tensor([[1.0, 2.0], [3.0, 0.0], [-1.0, 4.0]], dtype=torch.float64)
-    mean, spread = jacobian(lambda x: x**2, X)
-    torch.testing.assert_close(mean, torch.diag(torch.tensor([2.0, 4.0], dtype=torch.float64)))
-    energy = 4 * (5 + 9 + 17) / 3  # of J = diag(2 x)
-    assert spread == pytest.approx((energy - (4 + 16)) * 3 / 2 / energy)
-
-
-def test_of_an_absolute_value_nothing_is_left_in_the_mean():
-    X = randn(4000, 3)
-    mean, spread = jacobian(torch.abs, X)
-    torch.testing.assert_close(mean, torch.diag(X.sign().mean(0)))
-    assert spread == pytest.approx(1.0, abs=0.01)
-
-
-def test_the_share_is_without_bias():
-    """J = diag(1 + e), e of unit variance: half of the energy is spread, however few the inputs."""
-
-    def share(n: int, seed: int) -> float:
-        X = randn(n, 40, seed=seed)
-        found = jacobian(lambda x: x + x**2 / 2, X)[1]
-        assert found is not None
-        return found
-
-    for n in (2, 3, 20):
-        mean = sum(share(n, seed) for seed in range(40)) / 40
-        assert mean == pytest.approx(0.5, abs=0.03)
-
-
-def test_inputs_beyond_those_at_once_count_too():
-    X = randn(subject.AT_ONCE * 2 + 3, 2)
-    torch.testing.assert_close(jacobian(lambda x: x**2, X)[0], torch.diag(2 * X.mean(0)))
-
-
-@pytest.mark.parametrize("rows", [1, 5])
-def test_no_spread_of_no_jacobian_or_of_one(rows: int):
-    assert jacobian(lambda x: 0 * x, randn(rows, 3))[1] is None
-    assert (jacobian(lambda x: x**2, randn(rows, 3))[1] is None) == (rows == 1)
-
-
-def test_orientation_is_input_by_output():
-    mean, _ = jacobian(lambda x: torch.stack([x[0] * x[1], x[0], x[2]]), torch.tensor([[2.0, 3.0, 5.0]] * 2).double())
-    assert mean.tolist() == [[3.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
-
-
-# the best affine map ----------------------------------------------------------------------------
-
-
-def left(
-    f: Callable[[Tensor], Tensor], n: int = 400, d: int = 6, *, seed: int = 0, X: Tensor | None = None
-) -> float | None:
-    """What the map fitted to one half of inputs leaves of the other."""
-    X = randn(n, d, seed=seed) if X is None else X
-    fitted, held_out = X[::2], X[1::2]
-    return subject._Affine(fitted).left(f(fitted), held_out, f(held_out))
-
-
-def test_of_an_affine_map_nothing_is_left():
-    M = randn(6, 4, seed=5)
-    assert left(lambda x: x @ M + randn(4, seed=6)) == pytest.approx(0.0, abs=1e-18)
-
-
-def test_of_an_absolute_value_of_symmetric_inputs_all_is_left():
-    a = randn(6, 1, seed=7)
-    assert left(lambda x: (x @ a).abs(), n=8000) == pytest.approx(1.0, abs=0.03)
-
-
-def test_of_a_sum_its_shares_are_left():
-    """y = x_1 + sqrt(1/2) (x_2^2 - 1): of the variances 1 and 1, the second."""
-    assert left(lambda x: x[:, :1] + (x[:, 1:2] ** 2 - 1) / math.sqrt(2), n=20000) == pytest.approx(0.5, abs=0.04)
-
-
-def test_noise_is_left_and_more_where_it_was_learned_by_heart():
-    noise = {True: randn(200, 3, seed=8), False: randn(200, 3, seed=9)}
-    X = randn(400, 6)
-
-    def f(x: Tensor) -> Tensor:
-        return noise[bool(torch.equal(x, X[::2]))]
-
-    assert left(f, X=X) == pytest.approx(1.0, abs=0.1)
-
-
-@pytest.mark.parametrize("n", [20, 60])
-def test_a_map_that_could_learn_all_by_heart_is_not_credited_for_it(n: int):
-    """Fewer inputs than coefficients an output: on its own half nothing is left, on the other at least all."""
-    X = randn(2 * n, 64)
-    Y = randn(2 * n, 5, seed=1)
-    affine = subject._Affine(X[::2])
-    own = affine.left(Y[::2], X[::2], Y[::2])
-    other = affine.left(Y[::2], X[1::2], Y[1::2])
-    assert own == pytest.approx(0.0, abs=1e-12)
-    assert other is not None
-    assert other > 0.95
-
-
-@pytest.mark.parametrize("constant", [1.0, 0.1, -7.3])
-def test_outputs_that_do_not_vary_have_no_share(constant: float):
-    assert left(lambda x: torch.full((len(x), 3), constant, dtype=torch.float64), n=2000) is None
-
-
-def test_inputs_of_lower_rank_are_no_hindrance():
-    """As a LayerNorm's: their sum is 0 and their squares' sum is fixed, but for rounding."""
-    X = torch.nn.functional.layer_norm(randn(600, 12).float(), (12,))
-    M = randn(12, 4, seed=5)
-    assert left(lambda x: x.double() @ M, X=X) == pytest.approx(0.0, abs=1e-9)
-    assert cast(float, left(lambda x: (x.double() @ M).abs(), X=X)) > 0.5
-
-
-@pytest.mark.parametrize(("n", "warned"), [(4 * 6 - 1, True), (4 * 6, False)])
-def test_few_inputs_are_warned_of(n: int, warned: bool, log: pytest.LogCaptureFixture):
-    subject._Affine(randn(n, 6))
-    said = [record.getMessage() for record in log.records]
-    assert said == (
-        [f"a map of 6 inputs is fitted to {n} tokens: what it leaves is an upper bound; test on more texts"]
-        if warned
-        else []
-    )
 
 
 # runs -------------------------------------------------------------------------------------------
@@ -326,25 +196,9 @@ def test_loda_is_not(fabricate: Fabricate):
     for row in rows(found):
         assert cast(float, row["spread_per_cent"]) > 1.0
         assert cast(float, row["not_linear_per_cent"]) > 1.0
-    assert any("16 of them" in note and "2,000 tokens" in note for note in found.notes)
+    assert any("at 16 test inputs" in note for note in found.notes)
     again = amplification([reopen(folder)], tokens=2000, jacobians=16)
     assert again.grids == found.grids  # its choices follow from the seed
-
-
-def test_the_fit_and_the_measure_are_of_different_texts(fabricate: Fabricate):
-    """With 12 equal texts the halves are equal; of the inputs all are seen, a half each."""
-    folder = fabricate("method=loda", "method.targets=[q]", plant=with_outputs, decoded=DECODED)
-    opened = reopen(folder)
-    model, found = subject.of_run(opened)
-    inputs = subject._inputs(opened, model, found, 10**6)
-    (even, odd) = inputs[1, "q"]
-    assert abs(len(even) - len(odd)) <= 8  # names of one digit or two
-    assert not torch.equal(even[: len(odd)], odd)
-    few = subject._inputs(opened, model, found, 1)[1, "q"]
-    assert 0 < len(few[0]) < len(even) / 4
-    assert 0 < len(few[1]) < len(odd) / 4
-    # Block 1 sees LayerNorms of embeddings, the delta beside it notwithstanding.
-    assert even.shape[1] == D
 
 
 @pytest.mark.parametrize("texts", [1, 2])
@@ -480,6 +334,8 @@ def test_a_run_that_changed_nothing(fabricate: Fabricate):
 
 def test_a_change_where_the_weight_has_nothing():
     """||U'WV'|| = 0: there is no factor, and no ZeroDivisionError."""
-    found = Amplification.of(torch.diag(SIGMAS), torch.outer(torch.eye(5)[0], torch.eye(5)[1]).double(), 1, generator())
+    found = Amplification.of(
+        Frames(torch.diag(SIGMAS)), torch.outer(torch.eye(5)[0], torch.eye(5)[1]).double(), 1, generator()
+    )
     assert found.from_dW == 0.0
     assert found.factor in (None, math.inf)

@@ -127,6 +127,9 @@ def spectra_of(name: str) -> list[Spectrum]:
     return [Spectrum.of(of_singular_values(values, seed=10 * i)) for i, values in enumerate(SPECTRA[name])]
 
 
+MOST = 3  # of rank 4: from 3 d / 4 on, two products cost more than the dense one
+
+
 def cost(ranks: Sequence[float], d: int) -> float:
     """Per cent of the dense products' multiply-accumulates."""
     return 100 * sum(4 * d * rank for rank in ranks) / (3 * d * d * len(ranks))
@@ -138,12 +141,12 @@ def test_ranks_are_the_best_of_all_choices(name: str, budget: float):
     spectra, d = spectra_of(name), 4
     found = suggest(spectra, "low-rank", budget)
     assert cost(found.values, d) <= budget
-    assert all(isinstance(rank, int) and 1 <= rank <= d for rank in found.values)
+    assert all(isinstance(rank, int) and 1 <= rank <= MOST for rank in found.values)
 
     def mean(ranks: Sequence[float]) -> float:
         return fmean(one.kept("low-rank", rank) for one, rank in zip(spectra, ranks, strict=True))
 
-    choices = [ranks for ranks in itertools.product(range(1, d + 1), repeat=3) if cost(ranks, d) <= budget]
+    choices = [ranks for ranks in itertools.product(range(1, MOST + 1), repeat=3) if cost(ranks, d) <= budget]
     assert found.mean == pytest.approx(max(map(mean, choices)), abs=1e-12)
     assert found.mean == pytest.approx(mean(found.values), abs=1e-12)
     assert found.least == min(one.kept("low-rank", r) for one, r in zip(spectra, found.values, strict=True))
@@ -188,7 +191,7 @@ def test_fractions_are_no_worse_than_one_for_all_and_near_the_best(name: str, bu
     gains = np.sort(np.concatenate([np.diff(one.by_entry, prepend=0.0) for one in spectra]))[::-1]
     best = gains[: int(budget / 100 * 3 * size)].sum() / 3
     assert found.mean == pytest.approx(best, abs=3 * 1e-4 * gains[0] * size / 3 + 1e-3)
-    assert found.mean <= best + 1e-9
+    assert found.mean <= best + gains[0]  # a fraction's entries are rounded, also up
 
 
 @pytest.mark.parametrize("kind", ["low-rank", "sparse"])
@@ -256,7 +259,7 @@ def test_what_is_suggested_keeps_what_is_said(kind: str, whole: config.Run):
     model = base_model(whole)
     dense = sum(d.macs() for d in model.denses("q"))
     assert kept_by(model, base) == pytest.approx([row[2] for row in rows], abs=1e-3)
-    assert sum(d.macs() for d in model.denses("q")) <= 0.4 * dense + 1e-6
+    assert sum(d.macs() for d in model.denses("q")) <= 0.4 * dense + 1  # `Base` rounds a share to whole entries
     uniform = rows[0][3]
     alike = Base("low-rank", rank=uniform) if kind == "low-rank" else Base("sparse", keep=uniform)  # type: ignore[arg-type]
     assert kept_by(base_model(whole), alike) == pytest.approx([row[4] for row in rows], abs=1e-3)

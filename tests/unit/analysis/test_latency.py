@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ from torch import Tensor
 
 from lodarepro import compose, config, cost
 from lodarepro.analysis import latency as subject
-from lodarepro.analysis.latency import Asked, Csr, LaidOut, TwoOfFour, Variant, latency
-from lodarepro.analysis.timing import Times
+from lodarepro.analysis import projection, timing
+from lodarepro.analysis.latency import Asked, latency
+from lodarepro.analysis.projection import Csr, Kernel, LaidOut, Projection, TwoOfFour
+from lodarepro.analysis.timing import Timer, Times
+from lodarepro.analysis.variants import Variant, merged, own, own_tokens, pack, random, sized
+from lodarepro.analysis.variants import variants as made
 from lodarepro.decode.beam import search
 from lodarepro.errors import BadInput, RunFailed
 from lodarepro.findings import Findings, Grid, HeatMap
@@ -83,16 +87,28 @@ def cell(tiny: list[str]) -> list[str]:
     return [*tiny, "dataset=mini", "runtime.decode_batch=2"]
 
 
-def prepared(cell: list[str], asked: Asked = QUICK, own: compose.OwnMethod | None = None) -> subject._What:
-    (plain,) = compose.cells(cell, own=own)
-    return subject._What(plain.run, cell, own, CPU, Arithmetic("fp32", CPU), asked)
+@dataclass(frozen=True)
+class Prepared:
+    """A cell, and methods on its model."""
+
+    cell: list[str]
+
+    @property
+    def run(self) -> config.Run:
+        return compose.cells(self.cell)[0].run
+
+    def method(self, name: str, *more: str) -> Any:
+        return compose.cells([*self.cell, f"method={name}", *more])[0].run.method
+
+    def bare(self) -> GPT2:
+        return random(self.run.model, CPU, torch.float32)
 
 
 @pytest.fixture
 def variants(cell: list[str]) -> Callable[..., list[Variant]]:
     def make(*names: str, sizes: tuple[int, ...] | None = None, more: tuple[str, ...] = ()) -> list[Variant]:
-        what = prepared([*cell, *more])
-        return subject._variants(what, subject._sized(what, names, sizes, []), torch.float32)
+        what = Prepared([*cell, *more])
+        return made(what.bare(), sized(what.method, names, sizes))
 
     return make
 
@@ -109,7 +125,7 @@ def rows(found: Findings, key: str) -> list[dict[str, Any]]:
 def logits(variant: Variant) -> Tensor:
     tokens = torch.randint(299, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return latency_module._pass(variant.model, subject._own_tokens(variant.model, tokens))
+        return subject._pass(variant.model, own_tokens(variant.model, tokens))
 
 
 def bits(model: GPT2) -> dict[str, Tensor]:
@@ -128,12 +144,12 @@ ONE_OF_EACH_KIND = ("bitfit", "adapter-h", "prefix-embed", "prefix-layer", "lora
 )
 def test_every_method_can_be_timed(name: str, cell: list[str]):
     fitting = [f"method={name}", FITTING[name]] if name in FITTING else []
-    what = prepared([*cell, *fitting])
-    bare, *found = subject._variants(what, subject._sized(what, [name], None, []), torch.float32)
+    what = Prepared([*cell, *fitting])
+    bare, *found = made(what.bare(), sized(what.method, [name], None))
     assert (bare.label, bare.trainable) == ("bare", 0)
     assert [one.form for one in found] == (["merged", "unmerged"] if name in MERGEABLE else [""])
     counted = cost.count(what.run.model, what.method(name))
-    virtual = subject._virtual(found[-1].model)
+    virtual = own(found[-1].model)
     for one in found:
         out = logits(one)
         assert out.shape == (2, 9 + virtual, 299)
@@ -157,15 +173,15 @@ def test_what_a_method_left_alone_is_the_bare_models_own(name: str, variants: Ca
 
 
 def test_merging_touches_no_bit_of_the_bare_model(cell: list[str]):
-    what = prepared(cell)
-    bare = subject._random(what.run.model, CPU, torch.float32)
+    what = Prepared(cell)
+    bare = what.bare()
     before = bits(bare)
-    merged = subject._merged(bare, what.method("lora"))
+    folded = merged(bare, what.method("lora"))
     assert all(torch.equal(p, before[name]) for name, p in bare.named_parameters())
-    changed = {name for name, p in merged.named_parameters() if not torch.equal(p, before[name])}
+    changed = {name for name, p in folded.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {f"h.{i}.attn.c_attn.weight" for i in range(2)}
     shared = {p.data_ptr() for p in bare.parameters()}
-    assert {name for name, p in merged.named_parameters() if p.data_ptr() not in shared} == changed
+    assert {name for name, p in folded.named_parameters() if p.data_ptr() not in shared} == changed
 
 
 @pytest.mark.parametrize(
@@ -202,7 +218,7 @@ def test_sizes_are_ranks_bottlenecks_and_lengths(variants: Callable[..., list[Va
         *("bare", "lora (merged)", "lora 2 (unmerged)", "lora 6 (unmerged)", "adapter-l 2", "adapter-l 6"),
         *("prefix-embed 2", "prefix-embed 6", "bitfit"),
     ]
-    assert [subject._virtual(one.model) for one in found][-3:-1] == [2, 6]
+    assert [own(one.model) for one in found][-3:-1] == [2, 6]
     ranks = {one.label: one.trainable for one in found}
     assert ranks["lora 6 (unmerged)"] == 3 * ranks["lora 2 (unmerged)"] == 6 * 2 * 2 * 2 * D
 
@@ -259,9 +275,11 @@ def test_units_for_two_of_four_compute_the_same_product():
     assert units.macs() == 512 * 1536 // 2
 
 
-def kernels(cell: list[str]) -> list[subject._Kernel]:
-    wanted = subject.Projection(delta="loda", width=1024, ranks=[256, 512, 513], keeps=[0.4])
-    return list(subject._kernels(prepared(cell), wanted))
+def kernels(cell: list[str]) -> list[Kernel]:
+    wanted = Projection(delta="loda", width=1024, ranks=[256, 512, 513], keeps=[0.4])
+    what = Prepared(cell)
+    timer = Timer(CPU, Arithmetic("fp32", CPU), trials=1, warmup=1)
+    return list(projection._kernels(what.run, what.method, timer, wanted))
 
 
 def test_all_forms_of_the_projection_are_timed_with_and_without_a_delta(cell: list[str]):
@@ -297,13 +315,13 @@ def test_kernels_of_one_matrix_compute_one_product(cell: list[str]):
 
 def test_points_and_trials_are_as_asked(cell: list[str], monkeypatch: pytest.MonkeyPatch):
     timed: list[tuple[int, int, int]] = []
-    real = subject.interleaved
+    real = timing.interleaved
 
     def counted(calls: Mapping[Any, Any], **given: Any) -> Any:
         timed.append((len(calls), given["trials"], given["warmup"]))
         return real(calls, **given)
 
-    monkeypatch.setattr(subject, "interleaved", counted)
+    monkeypatch.setattr(timing, "interleaved", counted)
     asked = Asked(methods=("lora", "adapter-l"), batch_sizes=(1, 3), lengths=(4, 8), beams=(1, 2), trials=3, warmup=2)
     found = latency(cell, asked)
     variants_ = ["bare", "lora (merged)", "lora 4 (unmerged)", "adapter-l 6"]
@@ -318,6 +336,8 @@ def test_points_and_trials_are_as_asked(cell: list[str], monkeypatch: pytest.Mon
         *("method", "tokens_per_second_1", "slower_1", "tokens_per_second_2", "slower_2")
     ]
     # Four points, three numbers of tokens, two beams, which are tried less.
+    calls, *timed = timed  # a first look at how long it will take, by the bare model alone
+    assert calls[0] == 1
     assert [trials for _, trials, _ in timed] == [3] * 7 + [2] * 2
     assert [warmup for _, _, warmup in timed] == [2] * 7 + [1] * 2
     assert found.settings["asked"]["batch_sizes"] == [1, 3]
@@ -330,7 +350,7 @@ def test_figures_follow_from_the_times(cell: list[str], monkeypatch: pytest.Monk
     def told(calls: Mapping[Any, Any], **given: Any) -> dict[Any, Times]:
         return {key: Times((10.0 + 2 * i, 10.0 + 2 * i)) for i, key in enumerate(calls)}
 
-    monkeypatch.setattr(subject, "interleaved", told)
+    monkeypatch.setattr(timing, "interleaved", told)
     found = latency(cell, replace(QUICK, parts=subject.PARTS, beams=(2,)))
     bare, merged, unmerged = rows(found, "forward-all")
     assert [one["ms"] for one in (bare, merged, unmerged)] == [10.0, 12.0, 14.0]
@@ -345,7 +365,7 @@ def test_figures_follow_from_the_times(cell: list[str], monkeypatch: pytest.Monk
     assert [row["slower_2"] for row in rows(found, "decoding")] == ["+0.0 ± 0.0", "+20.0 ± 0.0", "+40.0 ± 0.0"]
     dense, second, *_ = rows(found, "projection")
     assert (dense["time_8"], second["time_8"]) == ("100.0 ± 0.0", "120.0 ± 0.0")
-    assert dense["macs_per_token"] == 2 * 3 * D * D  # of both blocks
+    assert dense["macs_per_token_all_blocks"] == 2 * 3 * D * D  # of both blocks
     heat = next(plot for plot in found.plots if isinstance(plot, HeatMap))
     assert [panel.values for row in heat.panels for panel in row] == [((20.0,),), ((40.0,),)]
 
@@ -391,7 +411,7 @@ def test_the_search_generates_what_it_does_without_the_shared_layout(
     found = variants("lora", "s-loda", "ft")
     packed: list[Any] = []
     plain = [search(one.model, [[5, 6, 7]] * 2, _decode(cell), end_ids=()) for one in found]
-    subject._pack(found, torch.float32)
+    pack(found, torch.float32)
     for one in found:
         packed.append(search(one.model, [[5, 6, 7]] * 2, _decode(cell), end_ids=()))
     assert packed == plain
@@ -421,10 +441,10 @@ def test_the_name_follows_from_what_was_asked(cell: list[str]):
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("lora", "600 tokens are more than the 512 positions of gpt2-nano; give --lengths up to 512"),
+        ("lora", "600 tokens are more than the 512 positions of gpt2-nano; give smaller --lengths"),
         (
             "prefix-embed",
-            "600 tokens are more than the 512 positions of gpt2-nano; give --lengths up to 512",  # the bare model's
+            "600 tokens are more than the 512 positions of gpt2-nano; give smaller --lengths",  # the bare model's
         ),
     ],
 )
@@ -442,7 +462,7 @@ def test_room_for_a_prefix(method: str, size: int, cell: list[str]):
         latency(cell, asked)
     assert e.value.faults == (
         f"{512 - size + 1} tokens beside the {size} of {label} are more than the 512 positions of gpt2-nano; give "
-        f"--lengths up to {512 - size}",
+        "smaller --lengths",
     )
     assert len(rows(latency(cell, replace(asked, lengths=(512 - size,))), "forward-all")) == 2
 
@@ -457,13 +477,13 @@ def test_an_unknown_method(cell: list[str]):
 def test_a_size_that_does_not_fit(cell: list[str]):
     with pytest.raises(BadInput) as e:
         latency(cell, replace(QUICK, sizes=(64,)))
-    assert e.value.faults == ("method.rank=64 exceeds the width 32 of gpt2-nano; give 32 or less",)
+    assert e.value.faults == ("method=lora: method.rank=64 exceeds the width 32 of gpt2-nano; give 32 or less",)
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Limits how many tokens a forward pass may have."""
-    real = latency_module._pass
+    real = subject._pass
 
     def limit(most: int) -> None:
         def run(model: GPT2, tokens: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """One timer for all: planted times are measured, and what slows a whole trial slows nothing in comparison."""
 
+import random
 import time
 from collections import Counter
 from functools import partial
-from statistics import stdev
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -56,13 +57,24 @@ def test_slower_is_in_per_cent_of_the_other_with_the_error_of_the_differences():
 
 
 def test_what_slows_a_whole_trial_cancels_in_the_error():
-    disturbed = (10.0, 50.0, 10.0, 200.0)
-    theirs = Times(disturbed)
-    ours = Times(tuple(t + d for t, d in zip(disturbed, (1.0, 1.2, 1.0, 0.8), strict=True)))
-    slower, error = ours.slower_than(theirs)
-    assert slower == pytest.approx(100 * 1.0 / 67.5)
-    assert error == pytest.approx(100 * stdev((1.0, 1.2, 1.0, 0.8)) / 2 / 67.5)
-    assert error < 0.01 * 100 * (ours.std**2 + theirs.std**2) ** 0.5 / 2 / 67.5  # as if they were apart
+    """A machine that is busy for a trial makes all its calls longer by the same factor."""
+    busy = (1.0, 5.0, 1.0, 20.0)
+    theirs, ours = Times(tuple(10 * b for b in busy)), Times(tuple(30 * b for b in busy))
+    assert ours.slower_than(theirs) == (pytest.approx(200.0), pytest.approx(0.0, abs=1e-12))
+
+
+def test_the_error_is_that_of_a_quotient_of_means():
+    """What many repetitions of the whole measurement scatter by, far from a quotient of 1 and of noisy trials."""
+    noise = random.Random(1)
+
+    def measured() -> tuple[float, float]:
+        busy = [noise.lognormvariate(0, 0.2) for _ in range(100)]
+        ours = Times(tuple(40 * b * noise.gauss(1, 0.02) for b in busy))
+        return ours.slower_than(Times(tuple(10 * b * noise.gauss(1, 0.1) for b in busy)))
+
+    found = [measured() for _ in range(300)]
+    scatter = stdev(slower for slower, _ in found)
+    assert fmean(error for _, error in found) == pytest.approx(scatter, rel=0.15)
 
 
 def test_trials_that_are_no_pairs_are_refused():
