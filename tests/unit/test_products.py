@@ -34,12 +34,21 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.empty(shape).normal_(generator=torch.Generator().manual_seed(seed))
 
 
-def rounded(actual: Tensor, expected: Tensor, plain: Tensor) -> None:
-    """No further from float64 than a few times what `F.linear` is."""
+def rounded(actual: Tensor, expected: Tensor, plain: Tensor, magnitude: float) -> None:
+    """No further from float64 than a few times what `F.linear` is, or than a few roundings of the terms' magnitude.
+
+    How a processor's kernels split a sum decides how many roundings it has; on some, `F.linear` has very few.
+    """
     assert actual.shape == expected.shape
     if expected.numel():
         of_plain = (plain.double() - expected).abs().max().item()
-        assert (actual.double() - expected).abs().max().item() <= 4 * of_plain + 1e-12
+        roundings = torch.finfo(torch.float32).eps * magnitude
+        assert (actual.double() - expected).abs().max().item() <= 4 * max(of_plain, roundings) + 1e-12
+
+
+def magnitude(x: Tensor, W: Tensor) -> float:
+    """The greatest sum of the terms' magnitudes in x W."""
+    return float((x.detach().abs() @ W.abs()).max()) if x.numel() else 0.0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -63,12 +72,12 @@ def test_a_product_is_a_linear_map_to_fp32_rounding(shape: tuple[int, ...], with
     plain.backward(g)
 
     assert y.dtype == torch.float32
-    rounded(y, expected, plain)
+    rounded(y, expected, plain, magnitude(x, W))
     assert x.grad is not None and x64.grad is not None and x32.grad is not None
-    rounded(x.grad, x64.grad, x32.grad)
+    rounded(x.grad, x64.grad, x32.grad, magnitude(g, W.t()))
     if bias is not None and bias64 is not None and bias32 is not None:
         assert bias.grad is not None and bias64.grad is not None and bias32.grad is not None
-        rounded(bias.grad, bias64.grad, bias32.grad)
+        rounded(bias.grad, bias64.grad, bias32.grad, magnitude(torch.ones(1, g.numel() // D_OUT), g.view(-1, D_OUT)))
     with torch.no_grad():
         assert torch.equal(product.times(x, bias), y)
         assert torch.equal(product.times_transposed(g), x.grad)
