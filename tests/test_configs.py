@@ -200,6 +200,7 @@ def test_every_method_composes_on_the_embedded_model_and_data(method: str):
     assert run_of(("lora", "gpt2-nano", method, "mini")).train.epochs == 1
 
 
+@pytest.mark.slow
 def test_all_cells_compose():
     for names in random.Random(0).sample(NAMES, min(CHECKED, len(NAMES))):
         run = run_of(names)

@@ -33,8 +33,8 @@ BEAM = json.loads((GOLDEN / "beam.json").read_text())
 LAYOUT = json.loads((GOLDEN / "layout.json").read_text())
 LOSS, GRADIENT, GRADIENT_RELATIVE, PARAMETER = 1e-5, 1e-6, 1e-4, 2e-5
 PARAMETER_NO_BIAS_CORRECTION = 1e-4
-# Where the first updates amplify rounding by 10,000 and sums have another order than the original's, as pairs come apart
-# or another processor's kernels add: measured up to 1.4e-5.
+# Where the first updates amplify rounding by 10,000 and sums have another order than the original's, as pairs come
+# apart or another processor's kernels add: measured up to 1.4e-5.
 LOSS_NO_BIAS_CORRECTION = 3e-5
 SCORE = 2e-5
 PROTOCOL = config.Protocol(name="lora", max_length=TRAIN["config"]["seq_len"])

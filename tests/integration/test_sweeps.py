@@ -207,6 +207,7 @@ def test_a_signal_ends_a_sweep_in_workers_in_order(cell, tmp_path, command, numb
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), seconds=20)
 
 
+@pytest.mark.slow
 def test_workers_save_and_end_when_the_process_that_started_them_dies(cell, tmp_path, command):
     process = command("run", "-m", *cell, *SLOW, "train.epochs=200", "seed=1,2", "hydra/launcher=parallel")
     folder = wait_until(lambda: sweep_folder(tmp_path), process)
