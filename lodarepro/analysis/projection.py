@@ -105,7 +105,8 @@ class Kernel:
         family: what kinds of points of one figure have in common.
         label: with rank or share.
         delta: the method beside it; None: nothing.
-        method: the method's configuration, whose printed MACs may be known.
+        method: its configuration; None: nothing.
+        special: whether it is multiplied otherwise than by PyTorch's product of dense matrices.
         dense: the layer.
     """
 
@@ -113,6 +114,7 @@ class Kernel:
     label: str
     delta: str | None
     method: Any
+    special: bool
     dense: Dense
 
 
@@ -183,11 +185,12 @@ def _kernels(run: config.Run, compose: Compose, timer: Timer, wanted: Projection
     if d % 4 == 0:
         bases.append(("2:4", config.Base(kind="sparse", pattern="2:4")))
     for delta in (None, wanted.delta):
+        composed = None if delta is None else compose(delta)
         for label, base in bases:
-            method = None if delta is None else replace(compose(delta), base=base)
+            method = None if composed is None else replace(composed, base=base)
             layer = partial(_layer, bare, base, method)
             plain = {"dense": "dense", "low-rank": "low-rank", "sparse": "sparse, as dense"}[base.kind]
-            yield Kernel(plain, label, delta, method, layer())
+            yield Kernel(plain, label, delta, method, False, layer())
             special: dict[str, Callable[[Dense], nn.Module]] = {}
             if laid_out and base.kind == "dense":
                 special["laid out"] = lambda dense: LaidOut([dense.weight], dtype)
@@ -200,7 +203,7 @@ def _kernels(run: config.Run, compose: Compose, timer: Timer, wanted: Projection
             for name, make in special.items():
                 dense = layer()
                 dense.base = make(dense)
-                yield Kernel(f"{base.kind}, {name}", f"{label}, {name}", delta, None, dense)
+                yield Kernel(f"{base.kind}, {name}", f"{label}, {name}", delta, method, True, dense)
 
 
 def _layer(bare: Any, base: config.Base, method: Any) -> Dense:
@@ -223,9 +226,14 @@ def _printed_macs(model: config.Model) -> dict[str, str]:
     return {_key(row.run.method): row.macs for row in rows if row.macs is not None}
 
 
+TRAINING = ("name", "alpha", "dropout", "same_init", "same_mask")  # settings that decide no MACs
+
+
 def _key(method: Any) -> str:
-    """What decides a method's MACs, whatever it is called."""
-    return "" if method is None else repr({key: value for key, value in asdict(method).items() if key != "name"})
+    """What decides the MACs of a projection with a method; a method that adds nothing there leaves it dense."""
+    if method is None or not hasattr(method, "base"):
+        return "dense"
+    return repr({key: value for key, value in asdict(method).items() if key not in TRAINING})
 
 
 # tables and figures -----------------------------------------------------------------------------
@@ -238,7 +246,8 @@ def table(timed: Timed) -> Grid:
         cells = ("{:.1f} ± {:.1f}".format(*timed.time(count, kernel)) for count in timed.times)
         row: list[Value] = [kernel.label, kernel.delta, timed.blocks * kernel.dense.macs()]
         if timed.printed:
-            row.append(timed.printed.get(_key(kernel.method)))
+            known = not kernel.special and (kernel.delta is not None or kernel.family == "dense")
+            row.append(timed.printed.get(_key(kernel.method)) if known else None)
         rows.append((*row, timed.macs(kernel), *cells))
     return Grid(
         "projection",

@@ -310,6 +310,25 @@ def test_kernels_of_one_matrix_compute_one_product(cell: list[str]):
         assert k.abs().max() < 1e-6
 
 
+def test_the_printed_macs_of_loda_stand_beside_the_counted_ones():
+    """All of LoDA's Table 2 with a delta, and the dense projection."""
+    (plain,) = compose.cells(["model=gpt2-medium"])
+    printed = projection._printed_macs(plain.run.model)
+
+    def of(method: str, *more: str) -> str:
+        (one,) = compose.cells(["model=gpt2-medium", f"method={method}", *more])
+        return printed[projection._key(one.run.method)]
+
+    assert printed[projection._key(None)] == "75.5M"
+    assert [of("loda"), of("loda-plus")] == ["75.9M", "76.1M"]
+    assert [of("loda", "method.base.kind=low-rank", f"method.base.rank={r}") for r in (500, 400, 300)] == [
+        *("49.5M", "39.7M", "29.9M")
+    ]
+    assert [of("loda", "method.base.kind=sparse", f"method.base.keep={s}") for s in (0.6, 0.5)] == ["45.7M", "38.1M"]
+    (small,) = compose.cells(["model=gpt2-nano", "dataset=mini"])
+    assert projection._printed_macs(small.run.model) == {}
+
+
 # whole measurements -----------------------------------------------------------------------------
 
 
