@@ -6,15 +6,15 @@ import os
 # threads are many times slower than one on models this small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import importlib.util
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.script import script
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -104,9 +104,4 @@ def tiny_tokenizer(tiny_model: Path) -> "Tokenizer":
 @pytest.fixture(scope="session")
 def make_mini() -> ModuleType:
     """The script that writes the embedded data, as a module."""
-    spec = importlib.util.spec_from_file_location("make_mini", ROOT / "scripts" / "make_mini.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+    return script("make_mini")

@@ -23,10 +23,8 @@ from lodarepro.records import Decoded, Record
 
 logger = logging.getLogger(__name__)
 
-SOURCE = (
-    "slot error rate: Wen et al. 2015 (arXiv 1508.01745), Dušek et al. 2019 (arXiv 1911.03905); groups of WebNLG: "
-    "Gardent et al. 2017"
-)
+OF_SLOTS = "slot error rate: Wen et al. 2015 (arXiv 1508.01745), Dušek et al. 2019 (arXiv 1911.03905)"
+OF_GROUPS = "groups: the WebNLG challenge's own (Gardent et al. 2017)"
 KINDS = ("missing", "added", "wrong")
 REFERENCES = "references"
 OTHERS = ("train", "valid")  # splits, beside the one that texts are of
@@ -99,7 +97,7 @@ def errors(folders: Sequence[Path], overrides: Sequence[str] = (), *, checkpoint
         analysis="errors",
         name=named("errors", readable([record for record, _ in found]), of_all),
         title=f"Errors on {dataset}: {', '.join(names)}",
-        source=SOURCE,
+        source=OF_GROUPS if rules is None else OF_SLOTS,
         settings=of_all,
         provenance=provenance(),
         grids=tuple(grids),

@@ -1,6 +1,5 @@
 """The records that the repository keeps give the tables that it keeps, byte for byte."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from lodarepro import records
 from lodarepro.cli import main
+from tests.script import script
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEPT = ROOT / "results" / "mini"
@@ -36,12 +36,9 @@ def test_they_render_to_the_same_bytes(results, capsys):
 
 
 def test_the_readme_has_the_demos_table(results, capsys):
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "scripts" / "readme_table.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    readme_table = script("readme_table")
     assert main(["table", "mini", f"results.root={results}", "--seeds", "1"]) == 0
-    table = script.demo_table((results / "tables" / "mini.md").read_text(encoding="utf-8"))
+    table = readme_table.demo_table((results / "tables" / "mini.md").read_text(encoding="utf-8"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert script.with_table(readme, table) == readme
+    assert readme_table.with_table(readme, table) == readme
     assert "not run" not in table

@@ -1,7 +1,6 @@
 """Pretraining in small: resumes to the same bits, and writes what `transformers` loads."""
 
 import gzip
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -13,19 +12,13 @@ import pytest
 import torch
 
 from lodarepro.model.gpt2 import Sizes
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from tests.script import SCRIPTS, script
 
 
 @pytest.fixture(scope="module")
 def pretrain_nano() -> Iterator[ModuleType]:
     sys.path.insert(0, str(SCRIPTS))  # it imports its neighbour
-    spec = importlib.util.spec_from_file_location("pretrain_nano", SCRIPTS / "pretrain_nano.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    yield module
+    yield script("pretrain_nano")
     sys.path.remove(str(SCRIPTS))
 
 

@@ -1,13 +1,13 @@
 """The pretraining corpus: deterministic, true to its contexts, and apart from the data it prepares for."""
 
-import importlib.util
 import random
-import sys
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.script import script
 
 ROOT = Path(__file__).resolve().parents[2]
 # Keys of E2E (in the papers' and in the original spelling) and of mini.
@@ -20,12 +20,7 @@ RESERVED = {
 
 @pytest.fixture(scope="module")
 def kv_corpus() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("kv_corpus", ROOT / "scripts" / "kv_corpus.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+    return script("kv_corpus")
 
 
 def draw(kv_corpus: ModuleType, *, seed: int, count: int) -> list:

@@ -15,23 +15,10 @@ from lodarepro.errors import BadInput
 from lodarepro.findings import Curves, Findings, Grid, HeatMap
 from lodarepro.methods.lora import DoraDelta, LoraDelta
 from lodarepro.model import GPT2, weights
-from lodarepro.records import Decoded
 from lodarepro.reopen import reopen
+from tests.planted import DECODED, D, generator, randn
 
 Fabricate = Callable[..., Path]
-D = 32
-CONTEXTS = [f"name : The Mill {i} | type : pub | area : riverside | near : Café Lune" for i in range(12)]
-DECODED = [
-    Decoded(context, ("The Mill is a pub by the riverside .",), "A pub .", None, -1.0, True) for context in CONTEXTS
-]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=generator(seed))
 
 
 def norm(matrix: Tensor) -> float:
