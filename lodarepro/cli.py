@@ -705,7 +705,7 @@ def _latency(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[arg
     )
     own = _own(given)
     (cell,) = compose.cells(given.overrides, own=own)
-    return given, latency.latency(given.overrides, asked, own=own), _results_root(cell.run)
+    return given, latency.latency(cell, asked, own=own), _results_root(cell.run)
 
 
 def _energy(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, Findings, Path]:

@@ -489,12 +489,11 @@ class Base:
             wanted = set()  # which keeps half by its name
         for key in ("rank", "keep"):
             value = getattr(self, key)
-            shown = json.dumps(value)
             if value is None and key in wanted:
                 raise ValueError(f"{key}: a value is needed for kind={self.kind}")
             if value is not None and key not in wanted:
                 what = f"kind={self.kind}" + (f" of pattern={self.pattern}" if self.kind == "sparse" else "")
-                raise ValueError(f"{key}={shown}: means nothing for {what}; leave it out")
+                raise ValueError(f"{key}={json.dumps(value)}: means nothing for {what}; leave it out")
         if self.pattern != "unstructured" and self.kind != "sparse":
             raise ValueError(f"pattern={self.pattern}: means nothing for kind={self.kind}; leave it out")
 

@@ -51,7 +51,7 @@ class Count:
 def count_parameters(model: GPT2) -> Count:
     """Count a model to which its method is attached."""
     dense = list(model.denses("q"))
-    deltas = any(len(layer.deltas) for block in model.h for layer in block.denses())  # type: ignore[operator]
+    deltas = any(len(layer.deltas) for layer in model.denses())
     trains = trained(model).values()
     return Count(
         trainable=sum(p.numel() for p in trains),

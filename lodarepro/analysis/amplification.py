@@ -22,9 +22,9 @@ from torch import Tensor
 
 from lodarepro.analysis import settings
 from lodarepro.analysis.blocks import chosen
-from lodarepro.analysis.changes import Change, Where, check_same_base, described, of_run
+from lodarepro.analysis.changes import Where, check_same_base, described, of_run
 from lodarepro.analysis.nonlinearity import JACOBIANS, TOKENS, Nonlinearity, nonlinearities
-from lodarepro.analysis.subspace import directions, panel, similarity
+from lodarepro.analysis.subspace import Frames, directions, panel, similarity
 from lodarepro.errors import BadInput
 from lodarepro.findings import (
     Column,
@@ -92,35 +92,33 @@ class Amplification:
         return self.dW / self.from_dW if self.from_dW > NULL * self.W else None
 
     @classmethod
-    def of(cls, W: Frames, dW: Tensor, r: int, generator: torch.Generator) -> Amplification:
-        """Of a weight and its change (d_in, d_out) fp64."""
+    def of(cls, W: Frames, dW: Frames, r: int, generator: torch.Generator) -> Amplification:
+        """Of a weight and its change (d_in, d_out)."""
         # The singular directions of a Gaussian matrix: r orthonormal ones drawn uniformly on either side.
-        random = [torch.linalg.qr(torch.empty(n, r, dtype=dW.dtype).normal_(generator=generator))[0] for n in dW.shape]
-        parts = [W.within(*sides) for sides in (Frames(dW).top(r), W.top(r), random)]
-        return cls(r, float(torch.linalg.matrix_norm(W.matrix)), float(torch.linalg.matrix_norm(dW)), *parts)
-
-
-class Frames:
-    """A matrix (d_in, d_out) fp64 with its singular directions, found once."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
-        self.U, _, self._Vh = torch.linalg.svd(matrix, full_matrices=False)
-
-    def top(self, r: int) -> tuple[Tensor, Tensor]:
-        """The top r on either side, (d_in, r) and (d_out, r)."""
-        return self.U[:, :r], self._Vh[:r].T
-
-    def within(self, U: Tensor, V: Tensor) -> float:
-        """||U' W V'||_F: how much of the matrix is in the directions U (d_in, r) and V (d_out, r)."""
-        return float(torch.linalg.matrix_norm(U.T @ self.matrix @ V))
+        drawn = (torch.empty(n, r, dtype=torch.float64).normal_(generator=generator) for n in dW.matrix.shape)
+        random = [torch.linalg.qr(matrix)[0] for matrix in drawn]
+        parts = [W.within(*sides) for sides in (dW.top(r), W.top(r), random)]
+        return cls(r, float(torch.linalg.matrix_norm(W.matrix)), float(torch.linalg.matrix_norm(dW.matrix)), *parts)
 
 
 @dataclass(frozen=True)
 class _Row:
+    """What a run did in one place.
+
+    Attributes:
+        label: of the run.
+        block, target: the place.
+        W: the weight there.
+        directions: (d_in, m) the top m <= r directions of dW.
+        found: the amplification.
+        nonlinear: of a delta that is not linear.
+    """
+
     label: str
-    change: Change
-    dW: Tensor  # noqa: N815
+    block: int
+    target: str
+    W: Frames
+    directions: Tensor
     found: Amplification
     nonlinear: Nonlinearity | None
 
@@ -161,9 +159,11 @@ def amplification(
                 continue  # a layer that no loss reaches
             if (known := frames.get(change.where)) is None or not torch.equal(known.matrix, change.W):
                 frames[change.where] = Frames(change.W)
+            W, of_dW = frames[change.where], Frames(dW)
             wanted = min(r or change.rank or DIRECTIONS, *change.W.shape)
-            measured = Amplification.of(frames[change.where], dW, wanted, generator)
-            rows.append(_Row(label, change, dW, measured, nonlinear))
+            measured = Amplification.of(W, of_dW, wanted, generator)
+            top = of_dW.directions(wanted).clone()  # of the rest, nothing is kept
+            rows.append(_Row(label, *change.where, W, top, measured, nonlinear))
     if not rows:
         raise BadInput(f"{', '.join(one.record.id for one in opened)}: no weight changed; give runs that were trained")
     of_all = {"r": r, "tokens": tokens, "jacobians": jacobians, "seed": seed, "runs": described(opened)}
@@ -231,7 +231,7 @@ def _means(rows: Sequence[_Row], *, curved: bool) -> Grid:
     """Means over blocks; the factor is that of the means' norms, as a mean of quotients would be the largest one's."""
     together: dict[tuple[str, str, int], list[_Row]] = defaultdict(list)
     for row in rows:
-        together[row.label, row.change.target, row.found.r].append(row)
+        together[row.label, row.target, row.found.r].append(row)
     lines: list[tuple[Value, ...]] = []
     for (label, target, r), ones in together.items():
         norms = [sum(column) / len(ones) for column in zip(*(_norms(row.found) for row in ones), strict=True)]
@@ -261,8 +261,7 @@ def _each(rows: Sequence[_Row]) -> Grid:
             *(*FIGURES, *NONLINEAR),
         ),
         tuple(
-            (row.label, row.change.target, str(row.change.block), row.found.r, *_figures(row.found), *_nonlinear(row))
-            for row in rows
+            (row.label, row.target, str(row.block), row.found.r, *_figures(row.found), *_nonlinear(row)) for row in rows
         ),
         shown=False,
     )
@@ -281,7 +280,7 @@ def _factors(rows: Sequence[_Row]) -> tuple[Curves, ...]:
     lines: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         if row.found.factor is not None:
-            lines[row.label, row.change.target].append((float(row.change.block), row.found.factor))
+            lines[row.label, row.target].append((float(row.block), row.found.factor))
     return (
         Curves(
             key="factor",
@@ -302,14 +301,16 @@ def _factors(rows: Sequence[_Row]) -> tuple[Curves, ...]:
 def _maps(rows: Sequence[_Row], seed: int) -> tuple[HeatMap, ...]:
     """The directions of W against those of each dW, in the middle block of those shown (LoRA, Figure 8)."""
     drawn = []
-    for target in dict.fromkeys(row.change.target for row in rows):
-        of_target = [row for row in rows if row.change.target == target]
-        blocks = sorted({row.change.block for row in of_target})
-        block = blocks[chosen(len(blocks))[len(chosen(len(blocks))) // 2]]
-        shown = [row for row in of_target if row.change.block == block]
-        panels = [_map(row.label, row.change.W, directions(row.dW, row.found.r)) for row in shown]
-        W, most = shown[0].change.W, max(row.found.r for row in shown)
-        random = torch.empty(W.shape[0], most, dtype=W.dtype).normal_(generator=torch.Generator().manual_seed(seed))
+    for target in dict.fromkeys(row.target for row in rows):
+        of_target = [row for row in rows if row.target == target]
+        blocks = sorted({row.block for row in of_target})
+        places = chosen(len(blocks))
+        block = blocks[places[len(places) // 2]]
+        shown = [row for row in of_target if row.block == block]
+        panels = [_map(row.label, row.W, row.directions) for row in shown]
+        W, most = shown[0].W, max(row.found.r for row in shown)
+        random = torch.empty(len(W.matrix), most, dtype=torch.float64)
+        random.normal_(generator=torch.Generator().manual_seed(seed))
         panels.append(_map("random", W, directions(random, most)))
         drawn.append(
             HeatMap(
@@ -328,9 +329,9 @@ def _maps(rows: Sequence[_Row], seed: int) -> tuple[HeatMap, ...]:
     return tuple(drawn)
 
 
-def _map(label: str, W: Tensor, space: Tensor) -> Panel:
+def _map(label: str, W: Frames, space: Tensor) -> Panel:
     """The similarity of W's directions to a space's, for some of W's many from the first to the last."""
-    phi = similarity(directions(W, W.shape[0]), space)
+    phi = similarity(W.directions(len(W.matrix)), space)
     rows = len(phi)
     places = sorted({round(i * (rows - 1) / (GRID - 1)) for i in range(GRID)}) if rows > GRID else list(range(rows))
     whole = panel(label, phi[places])

@@ -59,7 +59,7 @@ class Change:
 
 def deltas(model: GPT2) -> Iterator[tuple[Where, nn.Module]]:
     """Where each delta is, and itself."""
-    for block, of_block in enumerate(cast(Sequence[Block], model.h), start=1):
+    for block, of_block in enumerate(_blocks(model), start=1):
         for dense in of_block.denses():
             for target, delta in dense.deltas.items():
                 yield (block, target), delta

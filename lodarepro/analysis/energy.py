@@ -32,6 +32,7 @@ from lodarepro.model import weights
 logger = logging.getLogger(__name__)
 
 SOURCE = "LoDA (MERL TR2025-130), Figure 2; the choice for each block is what its section 4 leaves to future work"
+KINDS = ("low-rank", "sparse")
 STEPS = 100  # fractions of entries at which the curve is kept
 POINTS = 160  # of a drawn curve
 HALVINGS = 100  # of the search for a threshold, after which no entry is between its bounds
@@ -157,25 +158,26 @@ def energy(run: config.Run, *, budget: float | None = None) -> Findings:
         f"Gaussian: a random matrix of the same shape (seed {run.seed}), which has no structure to exploit",
     ]
     files: dict[str, str] = {}
-    for kind in ("low-rank", "sparse") if budget is not None else ():
-        assert budget is not None
-        suggested = suggest(spectra, kind, budget)
-        grids.append(_suggestion(spectra, kind, suggested))
-        key, values = ("rank", suggested.values) if kind == "low-rank" else ("keep", suggested.values)
-        override = f"method.base.{key}={json.dumps(values, separators=(',', ':'))}"
-        notes.append(
-            f"{kind}, {budget:g} % of the multiply-accumulates: keeps {100 * suggested.mean:.2f} % of the energy on "
-            f"average (block by block at least {100 * suggested.least:.2f} %); the same for all blocks, "
-            f"{100 * suggested.uniform_mean:.2f} % (at least {100 * suggested.uniform_least:.2f} %)"
-        )
-        notes.append(f"to run it: a method on a {kind} base with '{override}', or -m and the sweep of this folder")
-        files[f"sweep/suggested-{kind}.yaml"] = (
-            "# @package _global_\n"
-            f"# lodarepro analyze energy: {budget:g} % of the multiply-accumulates of {run.model.name}'s W_proj\n"
-            f"# lodarepro run -m --config-dir FOLDER sweep=suggested-{kind} method=NAME, where FOLDER holds sweep/\n"
-            f"hydra:\n  sweeper:\n    params:\n      method.base.{key}: '{json.dumps(values)}'\n"
-        )
-    grids += [_by_rank(spectra, gaussian), _by_fraction(spectra, gaussian)]
+    if budget is not None:
+        for kind in KINDS:
+            suggested = suggest(spectra, kind, budget)
+            grids.append(_suggestion(spectra, kind, suggested))
+            key, values = ("rank", suggested.values) if kind == "low-rank" else ("keep", suggested.values)
+            override = f"method.base.{key}={json.dumps(values, separators=(',', ':'))}"
+            notes.append(
+                f"{kind}, {budget:g} % of the multiply-accumulates: keeps {100 * suggested.mean:.2f} % of the energy "
+                f"on average (block by block at least {100 * suggested.least:.2f} %); the same for all blocks, "
+                f"{100 * suggested.uniform_mean:.2f} % (at least {100 * suggested.uniform_least:.2f} %)"
+            )
+            notes.append(f"to run it: a method on a {kind} base with '{override}', or -m and the sweep of this folder")
+            files[f"sweep/suggested-{kind}.yaml"] = (
+                "# @package _global_\n"
+                f"# lodarepro analyze energy: {budget:g} % of the multiply-accumulates of {run.model.name}'s W_proj\n"
+                f"# lodarepro run -m --config-dir FOLDER sweep=suggested-{kind} method=NAME, where FOLDER holds "
+                "sweep/\n"
+                f"hydra:\n  sweeper:\n    params:\n      method.base.{key}: '{json.dumps(values)}'\n"
+            )
+    grids += [_curve(spectra, gaussian, kind) for kind in KINDS]
     return Findings(
         analysis="energy",
         name=named("energy", run.model.name, of_model),
@@ -338,29 +340,20 @@ def _suggestion(spectra: Sequence[Spectrum], kind: str, suggested: Suggested) ->
     )
 
 
-def _by_rank(spectra: Sequence[Spectrum], gaussian: Spectrum) -> Grid:
-    rows = _named_rows(spectra, gaussian)
-    return Grid(
-        key="energy-by-rank",
-        title="Energy kept by rank (%)",
-        columns=(Column("rank", "R"), *(Column(name, name) for name, _ in rows)),
-        rows=tuple(
-            (rank, *(round(100 * float(one.by_rank[rank - 1]), 6) for _, one in rows))
-            for rank in range(1, len(gaussian.by_rank) + 1)
-        ),
-        shown=False,
-    )
+def _points(kind: str, d: int) -> list[float]:
+    """Ranks, or fractions of the entries, at which a curve is kept."""
+    return list(range(1, d + 1)) if kind == "low-rank" else [step / STEPS for step in range(1, STEPS + 1)]
 
 
-def _by_fraction(spectra: Sequence[Spectrum], gaussian: Spectrum) -> Grid:
+def _curve(spectra: Sequence[Spectrum], gaussian: Spectrum, kind: str) -> Grid:
+    name, letter, of = ("rank", "R", "rank") if kind == "low-rank" else ("fraction", "s", "fraction of the entries")
     rows = _named_rows(spectra, gaussian)
     return Grid(
-        key="energy-by-fraction",
-        title="Energy kept by fraction of the entries (%)",
-        columns=(Column("fraction", "s"), *(Column(name, name) for name, _ in rows)),
+        key=f"energy-by-{name}",
+        title=f"Energy kept by {of} (%)",
+        columns=(Column(name, letter), *(Column(label, label) for label, _ in rows)),
         rows=tuple(
-            (step / STEPS, *(round(100 * one.kept("sparse", step / STEPS), 6) for _, one in rows))
-            for step in range(1, STEPS + 1)
+            (x, *(round(100 * one.kept(kind, x), 6) for _, one in rows)) for x in _points(kind, len(gaussian.by_rank))
         ),
         shown=False,
     )
@@ -370,11 +363,10 @@ def _plots(spectra: Sequence[Spectrum], gaussian: Spectrum, printed: Sequence[Pr
     shown = [*((f"block {i + 1}", spectra[i]) for i in chosen(len(spectra))), ("Gaussian", gaussian)]
     d = len(gaussian.by_rank)
     ranks = sorted({max(1, round(d * i / POINTS)) for i in range(1, POINTS + 1)})
-    fractions = [i / STEPS for i in range(1, STEPS + 1)]
     drawn = []
     for kind, title, x_title, xs in (
         ("low-rank", "Energy kept by rank", "rank R", [float(rank) for rank in ranks]),
-        ("sparse", "Energy kept by sparsity", "fraction of the entries kept, s", fractions),
+        ("sparse", "Energy kept by sparsity", "fraction of the entries kept, s", _points("sparse", d)),
     ):
         lines = [
             Line(

@@ -138,9 +138,9 @@ def _slots(texts: Sequence[Texts], run: config.Run, rules: slots.Rules) -> Found
         )
     unknown = Counter(key for verdict in verdicts[texts[0].label] for key in verdict.unknown)
     bleu = {one.label: _bleu(one) for one in texts}
-    rows: list[tuple[Value, ...]] = [
-        (label, *_counts(found), bleu.get(label)) for label, found in [*verdicts.items(), (REFERENCES, of_references)]
-    ]
+    every = {**verdicts, REFERENCES: of_references}
+    shares = {label: {slot.name: _shares(found, slot.name) for slot in rules.slots} for label, found in every.items()}
+    rows: list[tuple[Value, ...]] = [(label, *_counts(found), bleu.get(label)) for label, found in every.items()]
     grids = [
         Grid(
             "slot-errors",
@@ -153,8 +153,8 @@ def _slots(texts: Sequence[Texts], run: config.Run, rules: slots.Rules) -> Found
             ),
             tuple(rows),
         ),
-        _by_slot({**verdicts, REFERENCES: of_references}, rules),
-        _by_slot_and_run({**verdicts, REFERENCES: of_references}, rules),
+        _by_slot(shares),
+        _by_slot_and_run(shares),
         _flagged(texts, verdicts),
     ]
     notes = [
@@ -169,7 +169,7 @@ def _slots(texts: Sequence[Texts], run: config.Run, rules: slots.Rules) -> Found
     ]
     if unknown:
         notes.append(f"not judged, as the rules don't know them: {', '.join(unknown)}")
-    return grids, [_slot_map({**verdicts, REFERENCES: of_references}, rules)], notes
+    return grids, [_slot_map(shares)], notes
 
 
 def _other_contexts(run: config.Run, record: Record) -> tuple[list[str], list[str]]:
@@ -210,37 +210,52 @@ def _counts(found: Sequence[slots.Verdicts]) -> tuple[Value, ...]:
     )
 
 
-def _shares(found: Sequence[slots.Verdicts], slot: str) -> tuple[int, dict[str, float | None]]:
-    """Contexts that have a slot, and its errors in per cent."""
+@dataclass(frozen=True)
+class _Shares:
+    """Errors of one slot in the texts of one run.
+
+    Attributes:
+        having: contexts that have the slot.
+        per_cent: kind of error to its share; None: no context has it.
+    """
+
+    having: int
+    per_cent: dict[str, float | None]
+
+
+def _shares(found: Sequence[slots.Verdicts], slot: str) -> _Shares:
     having = sum(slot in verdict.facts for verdict in found)
     counts = {kind: sum(slot in getattr(verdict, kind) for verdict in found) for kind in KINDS}
     out_of = {"missing": having, "wrong": having, "added": len(found)}
-    return having, {kind: 100 * counts[kind] / out_of[kind] if out_of[kind] else None for kind in KINDS}
+    return _Shares(having, {kind: 100 * counts[kind] / out_of[kind] if out_of[kind] else None for kind in KINDS})
 
 
-def _by_slot(verdicts: Mapping[str, Sequence[slots.Verdicts]], rules: slots.Rules) -> Grid:
+BySlot = Mapping[str, Mapping[str, _Shares]]
+"""run to slot to its errors"""
+
+
+def _slot_names(shares: BySlot) -> tuple[str, ...]:
+    return tuple(next(iter(shares.values())))
+
+
+def _by_slot(shares: BySlot) -> Grid:
     """A row a slot, to look at."""
     rows: list[tuple[Value, ...]] = []
-    for slot in rules.slots:
+    for slot in _slot_names(shares):
         cells = []
-        for found in verdicts.values():
-            shares = _shares(found, slot.name)[1]
-            cells.append(" / ".join("–" if (share := shares[kind]) is None else f"{share:.1f}" for kind in KINDS))
-        rows.append((slot.name, *cells))
+        for of_run in shares.values():
+            values = (of_run[slot].per_cent[kind] for kind in KINDS)
+            cells.append(" / ".join("–" if value is None else f"{value:.1f}" for value in values))
+        rows.append((slot, *cells))
     return Grid(
         "slot-errors-by-slot",
         f"Slot errors by slot (%): {' / '.join(KINDS)}",
-        (Column("slot", "slot"), *(Column(label, label) for label in verdicts)),
+        (Column("slot", "slot"), *(Column(label, label) for label in shares)),
         tuple(rows),
     )
 
 
-def _by_slot_and_run(verdicts: Mapping[str, Sequence[slots.Verdicts]], rules: slots.Rules) -> Grid:
-    rows: list[tuple[Value, ...]] = []
-    for slot in rules.slots:
-        for label, found in verdicts.items():
-            having, shares = _shares(found, slot.name)
-            rows.append((slot.name, label, having, *(shares[kind] for kind in KINDS)))
+def _by_slot_and_run(shares: BySlot) -> Grid:
     return Grid(
         "slot-errors-by-slot-and-run",
         "Slot errors by slot and run (%)",
@@ -248,7 +263,11 @@ def _by_slot_and_run(verdicts: Mapping[str, Sequence[slots.Verdicts]], rules: sl
             *(Column("slot", "slot"), Column("run", "run"), Column("contexts", "contexts that have it")),
             *(Column(f"{kind}_per_cent", kind) for kind in KINDS),
         ),
-        tuple(rows),
+        tuple(
+            (slot, label, of_run[slot].having, *(of_run[slot].per_cent[kind] for kind in KINDS))
+            for slot in _slot_names(shares)
+            for label, of_run in shares.items()
+        ),
         shown=False,
     )
 
@@ -273,12 +292,12 @@ def _flagged(texts: Sequence[Texts], verdicts: Mapping[str, Sequence[slots.Verdi
     )
 
 
-def _slot_map(verdicts: Mapping[str, Sequence[slots.Verdicts]], rules: slots.Rules) -> HeatMap:
-    names = tuple(slot.name for slot in rules.slots)
+def _slot_map(shares: BySlot) -> HeatMap:
+    names = _slot_names(shares)
     panels = []
     for kind in KINDS:
-        values = (tuple(_shares(found, name)[1][kind] for found in verdicts.values()) for name in names)
-        panels.append(Panel(kind, tuple(verdicts), names, tuple(values)))
+        values = tuple(tuple(of_run[name].per_cent[kind] for of_run in shares.values()) for name in names)
+        panels.append(Panel(kind, tuple(shares), names, values))
     return HeatMap(
         key="slot-errors",
         title="Slot errors by slot",

@@ -133,11 +133,11 @@ class Asked:
     paper: bool = False
 
 
-def latency(overrides: Sequence[str], asked: Asked, *, own: compose.OwnMethod | None = None) -> Findings:
+def latency(cell: compose.Cell, asked: Asked, *, own: compose.OwnMethod | None = None) -> Findings:
     """Measure on this machine's device.
 
     Args:
-        overrides: of a cell: its model, `decode.*`, `runtime.*`, and settings of the methods.
+        cell: its model, `decode.*`, `runtime.*`, and settings of the methods; its own method plays no part.
         asked: what to measure.
         own: a method of the user's.
 
@@ -146,12 +146,11 @@ def latency(overrides: Sequence[str], asked: Asked, *, own: compose.OwnMethod | 
         RunFailed: there is no memory for any point.
     """
     read = settings.read("latency", Settings)
-    (cell,) = compose.cells(overrides, own=own)
     run = cell.run
 
     def method(name: str, *more: str) -> Any:
         try:
-            (of_method,) = compose.cells([*overrides, f"method={name}", *more], own=own)
+            (of_method,) = compose.cells([*cell.overrides, f"method={name}", *more], own=own)
         except BadInput as e:
             own_name = f"method={name}: "
             raise BadInput(own_name + fault.removeprefix(own_name) for fault in e.faults) from None
@@ -329,7 +328,7 @@ def _point(point: Point) -> str:
 def _pivot(timed: _Timed, printed: Sequence[Printed]) -> Grid:
     """Slow-downs, a column a point: those of the paper's table, and the corners of the grid."""
     points = list(timed.times)
-    wanted = list(dict.fromkeys([*((p.batch_size, p.length) for p in printed), points[0], points[-1], *points]))
+    wanted = list(dict.fromkeys([*(p.point for p in printed), points[0], points[-1], *points]))
     shown = [point for point in points if point in wanted[:SHOWN_POINTS]]
     rows: list[tuple[Value, ...]] = []
     for variant in timed.variants:
@@ -390,16 +389,15 @@ def _beside_print(timed: _Timed, printed: Sequence[Printed]) -> Grid:
     """Ours at the points of LoRA's Table 1."""
     rows: list[tuple[Value, ...]] = []
     for p in printed:
-        point = (p.batch_size, p.length)
         ours = next((v for v in timed.variants if (v.method, v.size) == (p.method, p.size)), None)
-        if ours is None or point not in timed.times:
+        if ours is None or p.point not in timed.times:
             continue
-        times = timed.times[point]
+        times = timed.times[p.point]
         theirs = 100 * (p.ms / p.bare_ms - 1)
         rows.append(
             (
-                *(_point(point), f"{p.method} {p.size}", p.params),
-                *(times[timed.bare].mean, times[ours].mean, timed.slower(point, ours)[0], p.bare_ms, p.ms, theirs),
+                *(_point(p.point), f"{p.method} {p.size}", p.params),
+                *(times[timed.bare].mean, times[ours].mean, timed.slower(p.point, ours)[0], p.bare_ms, p.ms, theirs),
             )
         )
     return Grid(

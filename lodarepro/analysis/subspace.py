@@ -76,14 +76,33 @@ def similarity(U: Tensor, V: Tensor) -> Tensor:
     return overlap / torch.minimum(i[:, None], j)
 
 
-def directions(matrix: Tensor, most: int) -> Tensor:
-    """The left singular directions (d, m) of a matrix (d, n), the most important first, m <= most.
+class Frames:
+    """A matrix (d_in, d_out) with its singular directions, found once, in fp64."""
 
-    Those of no singular value are left out: where a matrix is of lower rank, rounding alone would choose them.
-    """
-    U, S, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
-    kept = int((S.max() * NULL < S).sum())
-    return U[:, : min(most, kept)]
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix.double()
+        self._U, self._S, self._Vh = torch.linalg.svd(self.matrix, full_matrices=False)
+
+    def directions(self, most: int) -> Tensor:
+        """The left ones (d_in, m), the most important first, m <= most.
+
+        Those of no singular value are left out: where a matrix is of lower rank, rounding alone would choose them.
+        """
+        kept = int((self._S.max() * NULL < self._S).sum())
+        return self._U[:, : min(most, kept)]
+
+    def top(self, r: int) -> tuple[Tensor, Tensor]:
+        """The top r on either side, (d_in, r) and (d_out, r)."""
+        return self._U[:, :r], self._Vh[:r].T
+
+    def within(self, U: Tensor, V: Tensor) -> float:
+        """||U' W V'||_F: how much of the matrix is in the directions U (d_in, r) and V (d_out, r)."""
+        return float(torch.linalg.matrix_norm(U.T @ self.matrix @ V))
+
+
+def directions(matrix: Tensor, most: int) -> Tensor:
+    """The left singular directions (d, m) of a matrix (d, n), as of `Frames`."""
+    return Frames(matrix).directions(most)
 
 
 def subspace(opened: tuple[Reopened, Reopened], *, matrix: Matrix = "A", most: int = MOST, seed: int = 1) -> Findings:

@@ -19,7 +19,6 @@ from lodarepro import config
 from lodarepro.errors import BadInput
 from lodarepro.methods import approx, attach, finalize, merge, mergeable, trained
 from lodarepro.model import GPT2
-from lodarepro.model.gpt2 import Dense
 from lodarepro.model.products import Product
 from lodarepro.model.weights import sizes_of
 
@@ -96,7 +95,7 @@ def variants(bare: GPT2, wanted: Sequence[Sized]) -> list[Variant]:
     for one in wanted:
         model = with_method(bare, one.method)
         trainable = sum(p.numel() for p in trained(model).values())
-        merges = any(len(dense.deltas) for dense in denses(model)) and mergeable(model) is None
+        merges = any(len(dense.deltas) for dense in model.denses()) and mergeable(model) is None
         if merges and one.name not in {variant.method for variant in found}:
             found.append(Variant(one.name, None, "merged", merged(bare, one.method), trainable))
         found.append(Variant(one.name, one.size, "unmerged" if merges else "", model, trainable))
@@ -148,7 +147,7 @@ def merged(bare: GPT2, method: Any) -> GPT2:
         BadInput: what a user's own delta calls merging fails.
     """
     net = with_method(bare, method)
-    for dense in denses(net):
+    for dense in net.denses():
         if dense.deltas and dense.base is None:
             dense.weight = nn.Parameter(dense.weight.clone(), requires_grad=False)
     try:
@@ -168,12 +167,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         noisy.setLevel(before)
-
-
-def denses(model: GPT2) -> Iterator[Dense]:
-    """All dense layers, block after block."""
-    for block in model.h:
-        yield from block.denses()  # type: ignore[operator]
 
 
 def ahead(model: GPT2) -> int:
@@ -197,7 +190,7 @@ def pack(found: Sequence[Variant], dtype: torch.dtype) -> None:
     bare = found[0].model
     bare.pack(dtype, training=False)
     for variant in found[1:]:
-        for ours, theirs in zip(denses(variant.model), denses(bare), strict=True):
+        for ours, theirs in zip(variant.model.denses(), bare.denses(), strict=True):
             if ours.base is not None:
                 continue
             if ours.weight.data_ptr() == theirs.weight.data_ptr():

@@ -8,7 +8,7 @@ counts look at nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lodarepro.data.tokenise import Layout
 from lodarepro.errors import BadInput
 from lodarepro.model import GPT2
-from lodarepro.model.gpt2 import Block, Dense
+from lodarepro.model.gpt2 import Block
 from lodarepro.model.weights import save_tensors
 from lodarepro.provenance import canonical_json
 
@@ -70,7 +70,7 @@ def mergeable(model: GPT2) -> str | None:
         return "its prefix stands beside the tokens, where there is no weight to merge it into"
     if any(site is not None for block in blocks for site in (block.after_attn, block.after_mlp, block.after_block)):
         return "its modules stand between the layers, where there is no weight to merge them into"
-    for dense in _denses(model):
+    for dense in model.denses():
         if dense.base is not None and not hasattr(dense.base, "merged"):
             return "what stands for the q/k/v weight is no dense weight, and merging would make it one again"
         for delta in dense.deltas.values():
@@ -88,7 +88,7 @@ def merge(model: GPT2) -> None:
     """
     if (reason := mergeable(model)) is not None:
         raise BadInput(f"the method can't be merged: {reason}")
-    for dense in _denses(model):
+    for dense in model.denses():
         if dense.base is not None:
             dense.weight = nn.Parameter(dense.base.merged())  # type: ignore[operator]
             dense.base = None
@@ -97,11 +97,6 @@ def merge(model: GPT2) -> None:
             dense.weight[:, columns] = delta.merged(dense.weight[:, columns])  # type: ignore[operator]
         dense.deltas.clear()
         dense.branch_dropout = None
-
-
-def _denses(model: GPT2) -> Iterator[Dense]:
-    for block in model.h:
-        yield from block.denses()  # type: ignore[operator]
 
 
 def save_adapter(model: GPT2, path: Path, *, method: Any, base: str, base_sha256: str) -> None:

@@ -367,10 +367,9 @@ class GPT2(nn.Module):
                 have steps of 0.5 in bf16.
         """
         self.unpack()
-        for block in self.h:
-            for dense in block.denses():  # type: ignore[operator]
-                if dense.base is None and _packs(dense.weight, dtype, training):
-                    dense.product = Product(dense.weight, dtype, gradient=training)
+        for dense in self.denses():
+            if dense.base is None and _packs(dense.weight, dtype, training):
+                dense.product = Product(dense.weight, dtype, gradient=training)
         output = dtype if training else torch.float32
         if _packs(self.wte.weight, output, training):
             self.output = Product(self.wte.weight.t(), output, gradient=training)
@@ -378,18 +377,19 @@ class GPT2(nn.Module):
     def unpack(self) -> None:
         """Drop the copies."""
         self.output = None
-        for block in self.h:
-            for dense in block.denses():  # type: ignore[operator]
-                dense.product = None
+        for dense in self.denses():
+            dense.product = None
 
     def macs(self) -> int:
         """Multiply-accumulate operations a token: blocks and output layer, without those between tokens."""
         return sum(block.macs() for block in self.h) + self.wte.weight.numel()  # type: ignore[operator]
 
-    def denses(self, name: str) -> Iterator[Dense]:
-        """The dense layer holding the slice `name` (q, k, v, o, up, down) in each block, lowest first."""
+    def denses(self, name: str | None = None) -> Iterator[Dense]:
+        """The dense layers, block after block, or of each the one holding the slice `name` (q, k, v, o, up, down)."""
         for block in self.h:
-            yield from (dense for dense in block.denses() if name in dense.slices)  # type: ignore[operator]
+            for dense in block.denses():  # type: ignore[operator]
+                if name is None or name in dense.slices:
+                    yield dense
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:

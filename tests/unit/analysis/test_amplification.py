@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lodarepro.analysis import amplification as subject
-from lodarepro.analysis.amplification import Amplification, Frames, amplification
+from lodarepro.analysis.amplification import Amplification, amplification
+from lodarepro.analysis.subspace import Frames
 from lodarepro.errors import BadInput
 from lodarepro.findings import Curves, Findings, Grid, HeatMap
 from lodarepro.methods.lora import DoraDelta, LoraDelta
@@ -40,7 +41,7 @@ def along(*places: int, sizes: tuple[float, ...] = (2.0, 1.0, 0.5)) -> Tensor:
 
 @pytest.mark.parametrize("place", range(5))
 def test_a_change_along_one_direction_amplifies_by_its_share(place: int):
-    found = Amplification.of(Frames(W), along(place), 1, generator())
+    found = Amplification.of(Frames(W), Frames(along(place)), 1, generator())
     assert (found.dW, found.W) == (pytest.approx(2.0), pytest.approx(165**0.5))
     assert found.from_dW == pytest.approx(float(SIGMAS[place]))
     assert found.from_W == pytest.approx(9.0)
@@ -49,21 +50,22 @@ def test_a_change_along_one_direction_amplifies_by_its_share(place: int):
 
 @pytest.mark.parametrize(("r", "from_dW", "from_W"), [(1, 3.0, 9.0), (2, 34**0.5, 130**0.5), (3, 35**0.5, 155**0.5)])
 def test_of_several_directions_the_top_ones_count(r: int, from_dW: float, from_W: float):
-    found = Amplification.of(Frames(W), along(3, 2, 4), r, generator())
+    found = Amplification.of(Frames(W), Frames(along(3, 2, 4)), r, generator())
     assert (found.from_dW, found.from_W) == (pytest.approx(from_dW), pytest.approx(from_W))
     assert found.dW == pytest.approx((4 + 1 + 0.25) ** 0.5)  # the whole change, not its top
 
 
 def test_the_random_directions_are_as_a_random_matrix_has_them():
     """U and V uniform: the mean of ||U' W V'||^2 is r^2 ||W||^2 / (d_in d_out)."""
-    squares = [Amplification.of(Frames(W), along(0), 2, generator(seed)).from_random ** 2 for seed in range(400)]
+    of_W, of_dW = Frames(W), Frames(along(0))
+    squares = [Amplification.of(of_W, of_dW, 2, generator(seed)).from_random ** 2 for seed in range(400)]
     assert sum(squares) / 400 == pytest.approx(4 * 165 / 30, rel=0.15)
-    one, again = (Amplification.of(Frames(W), along(0), 2, generator(3)).from_random for _ in range(2))
+    one, again = (Amplification.of(of_W, of_dW, 2, generator(3)).from_random for _ in range(2))
     assert one == again
 
 
 def test_all_directions_hold_all_of_the_weight():
-    found = Amplification.of(Frames(W), randn(6, 5), 5, generator())
+    found = Amplification.of(Frames(W), Frames(randn(6, 5)), 5, generator())
     assert found.from_W == pytest.approx(found.W)
 
 
@@ -322,7 +324,7 @@ def test_a_run_that_changed_nothing(fabricate: Fabricate):
 def test_a_change_where_the_weight_has_nothing():
     """||U'WV'|| = 0: there is no factor, and no ZeroDivisionError."""
     found = Amplification.of(
-        Frames(torch.diag(SIGMAS)), torch.outer(torch.eye(5)[0], torch.eye(5)[1]).double(), 1, generator()
+        Frames(torch.diag(SIGMAS)), Frames(torch.outer(torch.eye(5)[0], torch.eye(5)[1]).double()), 1, generator()
     )
     assert found.from_dW == 0.0
     assert found.factor in (None, math.inf)

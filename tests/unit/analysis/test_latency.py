@@ -14,7 +14,7 @@ from torch import Tensor
 from lodarepro import compose, config, cost
 from lodarepro.analysis import latency as subject
 from lodarepro.analysis import projection, timing
-from lodarepro.analysis.latency import Asked, latency
+from lodarepro.analysis.latency import Asked
 from lodarepro.analysis.projection import Csr, Kernel, LaidOut, Projection, TwoOfFour
 from lodarepro.analysis.timing import Timer, Times
 from lodarepro.analysis.variants import Variant, merged, own, own_tokens, pack, random, sized
@@ -111,6 +111,11 @@ def variants(cell: list[str]) -> Callable[..., list[Variant]]:
         return made(what.bare(), sized(what.method, names, sizes))
 
     return make
+
+
+def latency(overrides: list[str], asked: Asked, own: compose.OwnMethod | None = None) -> Findings:
+    (cell,) = compose.cells(overrides, own=own)
+    return subject.latency(cell, asked, own=own)
 
 
 def grid(found: Findings, key: str) -> Grid:
