@@ -550,6 +550,8 @@ def identity(run: config.Run, checksums: Mapping[str, str]) -> dict[str, Any]:
         del described[name]
     if run.method_file is None:
         del described["method_file"]  # other runs keep the ids that they had before there were such files
+    if run.dataset.hold_out is None:
+        del described["dataset"]["hold_out"]  # likewise
     described["train"]["keep"].sort()  # in whichever order they were named
     for section in NOT_IDENTITY.keys() & described.keys():
         for place in NOT_IDENTITY[section]:

@@ -125,6 +125,13 @@ class Dataset:
     """file name to the pinned content"""
     limit: Limit = field(default_factory=Limit)
     """use only the first pairs or contexts"""
+    hold_out: Positive | None = None
+    """validate on the training file's last distinct contexts, which are not trained on, in place of another file"""
+
+    def file(self, split: str) -> str:
+        """The name of the file that a split (train, valid, test) is read from."""
+        file: str = getattr(self.files, "train" if self.hold_out and split == "valid" else split)
+        return file
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ class Data:
     """Where data files are found; not part of a run's identity (their checksums are)."""
 
     root: str | None = None
-    """local folder holding <dataset>/<file> (or <file>); None: download to the cache"""
+    """local folder holding <dataset>/<file>, <remote>/<file> or <file>; None: download to the cache"""
     cache: str = "~/.cache/lodarepro"
     """downloaded and tokenised data; $LODAREPRO_CACHE in configs/run.yaml"""
     base_url: str = LORA_CODE

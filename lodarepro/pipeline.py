@@ -452,7 +452,7 @@ def check_reachable(run: config.Run, *, splits: Sequence[str] = SPLITS) -> weigh
     urls = {split: download_url(run.dataset, run.data, split) for split in splits}
     wanted = [url for url in urls.values() if url is not None]
     if wanted and (reason := unreachable(wanted[0])):
-        files = ", ".join(getattr(run.dataset.files, split) for split, url in urls.items() if url is not None)
+        files = ", ".join(run.dataset.file(split) for split, url in urls.items() if url is not None)
         missing.append(f"the data of {run.dataset.name} ({files}; {reason})")
         ways.append("data.root=FOLDER")
     base = weights.find(run.model, download=False)

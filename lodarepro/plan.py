@@ -178,9 +178,14 @@ def _held(run: config.Run) -> bool:
 
 def _pinned(run: config.Run) -> Sizes:
     dataset = run.dataset
-    pins = [dataset.pins.get(getattr(dataset.files, split)) for split in SPLITS]
+    pins = [dataset.pins.get(dataset.file(split)) for split in SPLITS]
     train, valid, test = pins
-    if train is None or valid is None or test is None or any(None in known for known in _sizes_of(train, valid, test)):
+    if (
+        train is None
+        or valid is None
+        or test is None
+        or any(None in known for known in _sizes_of(dataset, train, valid, test))
+    ):
         if _held(run):
             for split in SPLITS:
                 locate(run.dataset, run.data, split)  # its fault says what is missing
@@ -195,11 +200,17 @@ def _pinned(run: config.Run) -> Sizes:
     assert train.tokens and train.completion_tokens and train.longest
     assert valid.tokens and valid.completion_tokens and test.contexts and test.context_tokens
     limit = dataset.limit
-    kept = [min(1.0, (limit.train or train.examples) / train.examples)]
-    kept += [min(1.0, (limit.valid or valid.examples) / valid.examples)]
+    shares = [1.0, 1.0]
+    if dataset.hold_out:
+        assert train.contexts
+        held = min(dataset.hold_out, train.contexts - 1) / train.contexts
+        shares = [1 - held, held]
+    pairs = [pin.examples * share for pin, share in zip((train, valid), shares, strict=True)]
+    pairs = [min(n, most or n) for n, most in zip(pairs, (limit.train, limit.valid), strict=True)]
+    kept = [n / pin.examples for n, pin in zip(pairs, (train, valid), strict=True)]
     contexts = min(test.contexts, limit.test or test.contexts)
     return Sizes(
-        pairs=(round(train.examples * kept[0]), round(valid.examples * kept[1])),
+        pairs=(round(pairs[0]), round(pairs[1])),
         tokens=(train.tokens * kept[0], valid.tokens * kept[1]),
         completion_tokens=(train.completion_tokens * kept[0], valid.completion_tokens * kept[1]),
         longest=train.longest,
@@ -209,10 +220,12 @@ def _pinned(run: config.Run) -> Sizes:
     )
 
 
-def _sizes_of(train: config.Pin, valid: config.Pin, test: config.Pin) -> list[tuple[int | None, ...]]:
+def _sizes_of(
+    dataset: config.Dataset, train: config.Pin, valid: config.Pin, test: config.Pin
+) -> list[tuple[int | None, ...]]:
     """What of the pins a plan needs."""
     return [
-        (train.tokens, train.completion_tokens, train.longest),
+        (train.tokens, train.completion_tokens, train.longest, train.contexts if dataset.hold_out else 0),
         (valid.tokens, valid.completion_tokens),
         (test.contexts, test.context_tokens),
     ]

@@ -3,7 +3,9 @@
 A document is a context and a text that states every fact of it. Contexts come as key-value records
 (`ship : Ovenna Tal | crew size : 212`) or as triples (`Ovenna_Tal : crewSize : 212`). Almost every name,
 number and date is drawn anew, so that the only way to predict the text is to copy from the context: the
-skill that fine-tuning on data-to-text presumes. Neither the domains nor the keys of E2E and `mini` occur.
+skill that fine-tuning on data-to-text presumes. Half of the documents come from domains written by hand,
+half from domains that are themselves made up, key by key, so that no list of keys can be learned by heart.
+Neither the domains nor the keys of E2E and `mini` occur.
 
     python scripts/kv_corpus.py --count 5 --seed 1
 """
@@ -225,6 +227,7 @@ class Domain:
     make: Generator
     attrs: tuple[Attr, ...]
     human: bool = False
+    kinds: tuple[str, ...] = ()  # spellings of a key that holds the noun; none where the name's key tells it
 
 
 def attr(keys: str, make: Generator, says: str = "", *, adjunct: str = "", noun: str = "") -> Attr:
@@ -1222,6 +1225,7 @@ class Writer:
     def __init__(self, rng: random.Random, *, domain: Domain, subject: str) -> None:
         self.rng = rng
         self.noun = domain.noun
+        self.tells_noun = bool(domain.kinds)  # a fact of its own, which the text has to state
         self.subject = subject
         self.which, self.that = ("who", "who") if domain.human else ("which", "that")
         self.pronoun, self.possessive = rng.choice((("he", "his"), ("she", "her"))) if domain.human else ("it", "its")
@@ -1255,11 +1259,13 @@ class Writer:
             f"{self.subject} is {thing} and {says}",
             f"{thing} called {self.subject} {says}",
             f"There is {thing} named {self.subject} {self.that} {says}",
+            f"{thing} {self.that} {says} is {self.subject}",
         ]
         if adjunct:
             plans += [
                 f"{self.subject} is {thing} {adjunct}{tail}",
                 f"{adjunct} , {self.subject} is {thing}{tail}",
+                f"There is {thing} {adjunct} called {self.subject}{f' {self.that}{tail[4:]}' if tail else ''}",
             ]
         return self.rng.choice(plans)
 
@@ -1311,7 +1317,7 @@ class Writer:
             size = self.rng.choices((1, 2, 3), (3, 4, 2))[0]
             chunks.append(facts[:size])
             facts = facts[size:]
-        opens = self.rng.random() < 0.5
+        opens = self.tells_noun or self.rng.random() < 0.5
         start = self.opening(chunks[0]) if opens else self.sentence(chunks[0], first=True)
         sentences = [start, *(self.sentence(chunk, first=False) for chunk in chunks[1:])]
         return [s[0].upper() + s[1:] for s in sentences]
@@ -1327,16 +1333,206 @@ def punctuate(rng: random.Random, sentences: list[str]) -> str:
     return text.replace(" 's ", "'s ").removesuffix(" .") + "."
 
 
+# --- made-up domains -----------------------------------------------------------------------------------
+
+THINGS = choices(
+    "hotel;hostel;cinema;theatre;library;school;clinic;gym;garden;farm;market;studio;workshop;station;castle;chapel;"
+    "campsite;factory;zoo;magazine;festival;course;game;lamp;bicycle;watch;camera;tractor;kettle;sofa;carpet;violin;tent;"
+    "printer;drone;clock;guitar;boat;bakery;florist;barber;bookshop;nursery;laundry;tailor;gallery;warehouse;cabin;villa;"
+    "cottage;barn;cave;fountain;statue;tunnel;lighthouse;mill;vineyard;orchard;stable;arena;playground;aquarium;spa;"
+    "club;choir;orchestra;charity;league;blog;podcast;perfume;cheese;wine;tea;chair;desk;mirror;vase;telescope;radio;"
+    "engine;tram;ferry;balloon;glider;sword;helmet;jacket;hat;necklace;doll;puzzle;robot;sensor;battery;oven;heater;"
+    "office;garage;pharmacy;youth centre;sports hall;night market;guest house;toy shop;art school;tea room;pool"
+)
+MODIFIERS = choices(
+    "average;main;first;second;current;former;inner;outer;monthly;yearly;daily;local;official;total;usual;top;bottom;"
+    "front;rear;night;day;winter;evening;weekend;guest;visitor;user;member;staff;student;safety;noise;comfort;quality;"
+    "service;entry;base;final;early;late;public;private;technical;chief;nearest;secondary;minimum;maximum;hidden"
+)
+FIGURES = choices(
+    "size;cost;fee;score;grade;rank;level;power;pressure;depth;width;capacity;rating;value;deposit;discount;allowance;"
+    "budget;frequency;voltage;limit;charge;tariff;age;volume;range;quota;share;rent;salary;loss;gain"
+)
+HOLDERS = choices(
+    "sponsor;founder;manager;teacher;partner;rival;supplier;designer;neighbour;brand;model;address;street;district;"
+    "contact;guardian;tenant;landlord;agent;host;guide;critic;patron;importer;label;motto;nickname;symbol;successor"
+)
+MANNERS = choices(
+    "colour;shape;smell;taste;sound;theme;style;mood;pattern;material;finish;reputation;atmosphere;service;quality;"
+    "condition;standard;comfort;view;lighting;design;character;status;noise level;risk;demand"
+)
+QUALITIES = choices(
+    "low;high;average;excellent;poor;good;bad;fair;modest;outstanding;mixed;very high;very low;above average;ordinary;"
+    "awful;decent;superb;simple;elegant;rough;smooth;warm;cool;bright;dark;modern;classic;rustic;relaxed;formal;strict;"
+    "unusual;cheap;expensive;affordable;acceptable;fine;plain;lively"
+)
+SPOTS = choices(
+    "harbour;old town;market square;north bank;hillside;station quarter;university quarter;seafront;west end;upper town"
+    ";business district;canal side;village green;castle quarter;east side;suburbs;main street;south side;arcade"
+)
+SPOT_KEYS = choices("quarter;district;spot;zone;side of town;neighbourhood;part of town;setting;surroundings")
+BESIDE_KEYS = choices(
+    "beside;close to;next to;opposite;behind;across from;adjacent to;landmark;neighbour;closest building"
+)
+FRIENDS = choices("pet;beginner;eco;student;bicycle;senior;camera;group;visitor;baby;business;tourist")
+STATES = choices(
+    "heated;insured;waterproof;licensed;furnished;haunted;automatic;portable;accessible;air conditioned;members only;"
+    "family owned;wheelchair accessible;child safe;solar powered;hand made;fully booked;well lit"
+)
+VERBS = choices(
+    "sells:sells|offers|stocks;repairs:repairs|mends|takes care of;teaches:teaches|offers courses in;"
+    "collects:collects|gathers;makes:makes|produces|turns out;exports:exports|ships;offers:offers|provides|has;"
+    "specialises in:specialises in|is known for|is all about;stocks:stocks|carries|sells;supplies:supplies|provides;"
+    "promotes:promotes|supports;hosts:hosts|is home to"
+)
+GOODS = choices(
+    "hats;books;tools;shoes;lamps;maps;toys;carpets;flowers;clocks;stamps;bags;candles;boats;bicycles;pottery;glass;"
+    "furniture;leather;paper;silk;music;painting;dance;poetry;photographs;instruments;costumes;seeds;spices;medals"
+)
+KIND_KEYS = choices("kind;class;sort;form;variety;species of thing;what it is;category;concept;establishment")
+TITLE_KEYS = choices("title;label;called;full title;known as;entry;item;subject;heading")
+MAKE_KEYS = choices("make;tradition;school;origin;style;culture;influence;manner")
+UNITS = choices("kg;euros;dollars;hours;metres;points;people;days;stars;percent;tickets;miles;credits;guests")
+SYMBOLS = words("£ $ €")
+
+
+def figure(rng: random.Random) -> str:
+    """A quantity as lists and adverts give it: bounds, ranges, marks out of a whole."""
+    low = rng.randint(1, 10 ** rng.randint(1, 3))
+    high, symbol, unit = low + rng.randint(1, 50), rng.choice(SYMBOLS), rng.choice(UNITS)
+    best = rng.choice((5, 6, 10, 20, 100))
+    return rng.choice(
+        (
+            f"{low} {unit}",
+            f"{symbol}{low}",
+            f"{symbol}{low}-{high}",
+            f"{low}-{high} {unit}",
+            f"{rng.choice(('less than', 'more than', 'under', 'over', 'up to', 'about'))} {symbol}{low}",
+            f"{rng.choice(('less than', 'more than', 'at least', 'at most'))} {low} {unit}",
+            f"{rng.randint(1, best)} out of {best}",
+            f"{rng.randint(1, best)} of {best}",
+            rng.choice(QUALITIES),
+        )
+    )
+
+
+def open_attr(rng: random.Random) -> Attr:
+    """An attribute made up on the spot, with one value and phrases that need no knowledge of its key."""
+
+    def fixed(value: str) -> Generator:
+        return lambda _: value
+
+    def key_of(heads: Sequence[str]) -> str:
+        return f"{rng.choice(MODIFIERS)} {rng.choice(heads)}" if rng.random() < 0.6 else rng.choice(heads)
+
+    def a_figure() -> Attr:
+        key = key_of(FIGURES)
+        says = (f"has {article(key)} of {{}}", f"has {{}} as its {key}", f"has a {{}} {key}")
+        adjunct = (f"with {article(key)} of {{}}", f"at {article(key)} of {{}}")
+        return Attr((key,), figure, says[:2], adjunct, key)
+
+    def a_holder() -> Attr:
+        key = key_of(HOLDERS)
+        make = rng.choice((name, person, org, place))
+        return Attr((key,), make, (f"has {{}} as its {key}", f"has the {key} {{}}"), (f"with {{}} as its {key}",), key)
+
+    def a_manner() -> Attr:
+        key, value = key_of(MANNERS), rng.choice((*QUALITIES, COLOUR(rng), NATIONALITY(rng)))
+        with_article = article(value).removesuffix(value)
+        says = (
+            f"has {with_article}{{}} {key}",
+            f"comes with {with_article}{{}} {key}",
+            f"offers {with_article}{{}} {key}",
+        )
+        return Attr((key,), fixed(value), says, (f"with {with_article}{{}} {key}",), key)
+
+    def a_spot() -> Attr:
+        says = ("is in the {}", "is located in the {}", "can be found in the {}", "lies in the {} area")
+        adjunct = ("in the {}", "located in the {}", "situated in the {}", "in the {} area")
+        return Attr((rng.choice(SPOT_KEYS),), one_of(";".join(SPOTS)), says, adjunct)
+
+    def a_neighbour() -> Attr:
+        says = (
+            "is near {}",
+            "is close to {}",
+            "can be found beside {}",
+            "is located next to {}",
+            "stands not far from {}",
+        )
+        adjunct = ("near {}", "close to {}", "located near {}", "next to {}", "just beside {}")
+        return Attr((rng.choice(BESIDE_KEYS),), rng.choice((name, phrase)), says, adjunct)
+
+    def a_state() -> Attr:
+        state = rng.choice(STATES)
+        if rng.random() < 0.6:
+            key = f"{rng.choice(FRIENDS)} friendly"
+            state = rng.choice((key, key, key.replace(" ", "-"), key.replace(" ", " - ")))
+        else:
+            key = state
+        yes, no = (f"is {state}", f"is also {state}"), (f"is not {state}", f"is in no way {state}")
+        return Attr((key,), one_of("yes;no"), answers={"yes": yes, "no": no})
+
+    def a_verb() -> Attr:
+        key, _, said = rng.choice(VERBS).partition(":")
+        goods = rng.choice(GOODS)
+        value = rng.choice((goods, f"{COLOUR(rng)} {goods}", f"{NATIONALITY(rng)} {goods}", f"{coin(rng)} {goods}"))
+        return Attr((key,), fixed(value), tuple(f"{verb} {{}}" for verb in said.split("|")))
+
+    def a_make() -> Attr:
+        key, value = rng.choice(MAKE_KEYS), rng.choice((NATIONALITY(rng), coin(rng), rng.choice(QUALITIES)))
+        with_article = article(value).removesuffix(value)
+        says = (f"has {with_article}{{}} {key}", f"is {{}} in {key}")
+        return Attr((key,), fixed(value), says, (f"of {{}} {key}",), key, adjective=True)
+
+    return rng.choice(
+        (
+            a_figure,
+            a_figure,
+            a_figure,
+            a_holder,
+            a_holder,
+            a_manner,
+            a_manner,
+            a_spot,
+            a_neighbour,
+            a_state,
+            a_verb,
+            a_make,
+        )
+    )()
+
+
+def open_domain(rng: random.Random) -> Domain:
+    """A domain that no other document has: a noun and eight attributes of different keys."""
+    noun = rng.choice(THINGS)
+    attrs: dict[str, Attr] = {}
+    while len(attrs) < 8:
+        drawn = open_attr(rng)
+        attrs[drawn.keys[0]] = drawn
+    keys, kinds = ((rng.choice(TITLE_KEYS),), (rng.choice(KIND_KEYS),)) if rng.random() < 0.6 else ((noun,), ())
+    return Domain(noun, keys, rng.choice((name, phrase, camel)), tuple(attrs.values()), kinds=kinds)
+
+
+# --- documents -----------------------------------------------------------------------------------------
+
+
+def any_domain(rng: random.Random) -> Domain:
+    """One written by hand or one made up."""
+    return rng.choice(DOMAINS) if rng.random() < 0.5 else open_domain(rng)
+
+
 def record(rng: random.Random) -> Document:
     """A document in the manner of E2E: `key : value | key : value`."""
-    domain = rng.choice(DOMAINS)
+    domain = any_domain(rng)
     subject, facts = domain.make(rng), draw_facts(rng, domain=domain, limit=8)
-    fields = [(rng.choice(domain.keys), subject), *((rng.choice(f.attr.keys), f.value) for f in facts)]
+    kinds = [(rng.choice(domain.kinds), domain.noun)] if domain.kinds else []
+    fields = [(rng.choice(domain.keys), subject), *kinds, *((rng.choice(f.attr.keys), f.value) for f in facts)]
     if rng.random() < 0.2:
         fields.append(fields.pop(0))
+    spell = relation_style(rng) if rng.random() < 0.3 else str
     text = punctuate(rng, Writer(rng, domain=domain, subject=subject).text(facts))
-    context = " | ".join(f"{key} : {value}" for key, value in fields)
-    return Document(context, text, (subject, *(f.value for f in facts if not f.attr.answers)))
+    context = " | ".join(f"{spell(key)} : {value}" for key, value in fields)
+    return Document(context, text, (subject, *(v for _, v in kinds), *(f.value for f in facts if not f.attr.answers)))
 
 
 def relation_style(rng: random.Random) -> Callable[[str], str]:
@@ -1351,13 +1547,14 @@ def relation_style(rng: random.Random) -> Callable[[str], str]:
 
 def triples(rng: random.Random) -> Document:
     """A document in the manner of WebNLG and DART: `subject : relation : object | ...`."""
-    domain = rng.choice(DOMAINS)
+    domain = any_domain(rng)
     subject, facts = domain.make(rng), draw_facts(rng, domain=domain, limit=5)
     spell = relation_style(rng)
     joiner = rng.choice(("_", "_", " "))
-    rows = [(subject, rng.choice(f.attr.keys), f.value) for f in facts]
+    kinds = [(subject, rng.choice(domain.kinds), domain.noun)] if domain.kinds else []
+    rows = [*kinds, *((subject, rng.choice(f.attr.keys), f.value) for f in facts)]
     sentences = Writer(rng, domain=domain, subject=subject).text(facts)
-    values = [subject, *(f.value for f in facts if not f.attr.answers)]
+    values = [subject, *(noun for *_, noun in kinds), *(f.value for f in facts if not f.attr.answers)]
     links = [f for f in facts if f.attr.make in SECONDARY]
     if links and rng.random() < 0.5:
         link = rng.choice(links)

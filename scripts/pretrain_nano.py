@@ -1,12 +1,12 @@
 """Pretrain `gpt2-nano`, the model that the package carries, from scratch on a CPU.
 
-A quarter of the tokens is public-domain prose (`--corpus`: gzipped text, one paragraph a line), the rest
-comes from `kv_corpus.py` in the layout of fine-tuning: `context <|endoftext|> text <|endoftext|>`. Writes
-the Hugging Face layout with fp16 weights and a model card.
+A fifth of the tokens is public-domain prose (`--corpus`: gzipped text, one paragraph a line), the rest
+comes from `kv_corpus.py` as fine-tuning has it: each document a row of its own, `context <|endoftext|> text
+<|endoftext|>`, with the loss on its text alone. Writes the Hugging Face layout with fp16 weights and a model card.
 
-    python scripts/pretrain_nano.py --corpus books.txt.gz --out lodarepro/model/gpt2-nano --compile
+    python scripts/pretrain_nano.py --corpus books.txt.gz --out lodarepro/model/gpt2-nano
 
-is the command behind the model in the package: half an hour on two idle cores. Where other work shares them,
+is the command behind the model in the package: an hour on two idle cores. Where other work shares them,
 `OMP_WAIT_POLICY=PASSIVE` keeps its threads from waiting for each other in a busy loop.
 
 An interrupted run started again with the same arguments goes on from its last checkpoint and ends with the
@@ -29,15 +29,18 @@ from pathlib import Path
 
 import kv_corpus
 import torch
-import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
+from lodarepro.data.batch import Batch, collate
+from lodarepro.data.tokenise import Encoded
 from lodarepro.errors import BadInput
 from lodarepro.model import weights
 from lodarepro.model.gpt2 import GPT2, Sizes
+from lodarepro.train.loss import token_losses
+from lodarepro.train.step import batch_loss, counted_states
 
 END = "<|endoftext|>"
 BREAK = "\n\n"  # one token, as in GPT-2's vocabulary: some protocols end a text with it
@@ -46,7 +49,8 @@ CLIP = 1.0  # largest norm of a step's gradient
 FINAL_LR = 0.01  # share of the peak at the last step
 HELD_OUT = 0.01  # share of the books' paragraphs kept for evaluation, from the end
 TOKENIZER_DOCUMENTS = 40_000  # documents of kv_corpus that the tokenizer sees
-EVAL_ROWS = 32  # rows of each held-out set
+EVAL_STEPS = 8  # batches of each held-out set
+POOL = 8  # steps whose documents are drawn together and sorted by length, for rows of one batch to be alike
 EVAL_PROMPTS = 64  # held-out prompts that are decoded in the end
 NANO = Sizes(n_layer=4, n_head=4, n_embd=128, vocab_size=2048, n_positions=512)
 
@@ -59,13 +63,12 @@ class Settings:
     seed: int
     threads: int  # the order of sums, and so the last bits, depend on it
     sizes: Sizes = NANO
-    book_rows: int = 2  # rows of prose a step, n_positions tokens each
-    kv_rows: int = 6  # rows of records a step
+    book_rows: int = 4  # rows of prose a step, half of n_positions tokens each
+    kv_tokens: int = 4096  # tokens of records a step, about
     lr: float = 4e-3  # peak of a cosine after warm-up
     warmup: int = 200  # steps
     weight_decay: float = 0.1  # matrices only
     bf16: bool = True  # autocast
-    compiled: bool = False  # torch.compile, which needs a C++ compiler
 
 
 # --- data ----------------------------------------------------------------------------------------------
@@ -117,46 +120,60 @@ def end_of(tokenizer: Tokenizer) -> int:
     return end
 
 
+Pair = tuple[list[int], list[int]]  # tokens of a context and of its text, end marks included
+
+
 class Batches:
-    """Rows of tokens, each batch a function of its name."""
+    """Batches of prose and of records, each a function of its name."""
 
     def __init__(self, tokenizer: Tokenizer, *, paragraphs: list[str], settings: Settings) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.settings = tokenizer, settings
         self.end = end_of(tokenizer)
-        self.length = settings.sizes.n_positions + 1  # inputs and targets overlap by all but one
+        self.width = settings.sizes.n_positions // 2  # tokens of a row of prose
         encoded = tokenizer.encode_batch_fast([paragraph + BREAK for paragraph in paragraphs])
         self.stream = [token for paragraph in encoded for token in paragraph.ids]
-        while len(self.stream) <= self.length:  # a corpus shorter than a row is repeated
+        while len(self.stream) <= self.width:  # a corpus shorter than a row is repeated
             self.stream += self.stream
+        self.pool: tuple[str, list[list[Pair]]] = ("", [])
 
-    def book_row(self, rng: random.Random) -> list[int]:
-        """A window of the books."""
-        start = rng.randrange(len(self.stream) - self.length)
-        return self.stream[start : start + self.length]
+    def books(self, name: str) -> Batch:
+        """Windows of the books; all tokens but the first of each carry loss."""
+        rng = random.Random(f"{name}/books")
+        starts = [rng.randrange(len(self.stream) - self.width) for _ in range(self.settings.book_rows)]
+        rows: list[Pair] = [(self.stream[start : start + self.width], []) for start in starts]
+        return self._batch(rows, loss_on="all")
 
-    def kv_row(self, rng: random.Random) -> tuple[list[int], list[bool]]:
-        """Documents one after another; the mask marks the tokens of texts and their end marks."""
-        row: list[int] = []
-        is_text: list[bool] = []
+    def records(self, run: str, step: int) -> Batch:
+        """The documents of a step; their texts carry loss."""
+        name = f"{run}/{step // POOL}"
+        if self.pool[0] != name:
+            self.pool = (name, self._drawn(random.Random(f"{name}/kv")))
+        return self._batch(self.pool[1][step % len(self.pool[1])], loss_on="completion")
+
+    def _drawn(self, rng: random.Random) -> list[list[Pair]]:
+        """`POOL` batches in random order, the documents of each similar in length."""
+        pairs: list[Pair] = []
+        total = 0
         for document in kv_corpus.documents(rng):
             context = [*self.tokenizer.encode(document.context).ids, self.end]
             text = [*self.tokenizer.encode(f" {document.text}").ids, self.end]
-            row += context + text
-            is_text += [False] * len(context) + [True] * len(text)
-            if len(row) >= self.length:
+            if len(context) + len(text) <= self.settings.sizes.n_positions:
+                pairs.append((context, text))
+                total += len(context) + len(text)
+            if total >= POOL * self.settings.kv_tokens:
                 break
-        return row[: self.length], is_text[: self.length]
+        pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        batches: list[list[Pair]] = [[] for _ in range(POOL)]
+        before = 0
+        for pair in pairs:
+            batches[before * POOL // total].append(pair)
+            before += len(pair[0]) + len(pair[1])
+        rng.shuffle(batches)
+        return [batch for batch in batches if batch]
 
-    def books(self, name: str, rows: int) -> Tensor:
-        """Rows of prose (rows, T + 1)."""
-        rng = random.Random(f"{name}/books")
-        return torch.tensor([self.book_row(rng) for _ in range(rows)])
-
-    def records(self, name: str, rows: int) -> tuple[Tensor, Tensor]:
-        """Rows of records and the mask of their texts, both (rows, T + 1)."""
-        rng = random.Random(f"{name}/kv")
-        drawn = [self.kv_row(rng) for _ in range(rows)]
-        return torch.tensor([row for row, _ in drawn]), torch.tensor([mask for _, mask in drawn])
+    def _batch(self, pairs: list[Pair], *, loss_on: str) -> Batch:
+        longest = self.settings.sizes.n_positions
+        return collate(Encoded.of(pairs), range(len(pairs)), max_length=longest, loss_on=loss_on)
 
 
 # --- training ------------------------------------------------------------------------------------------
@@ -175,24 +192,42 @@ def autocast(settings: Settings) -> AbstractContextManager[None]:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bf16)
 
 
-def token_losses(net: GPT2, rows: Tensor) -> Tensor:
-    """Cross-entropy of each token but the first of each row: (rows, T)."""
-    targets = rows[:, 1:]
-    logits = net.logits(net(rows[:, :-1])).float().flatten(0, 1)  # (rows T, V)
-    return F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+def start_of(name: str, *, width: int, settings: Settings) -> int:
+    """The position of a batch's first tokens: 0 in half of the batches, anywhere in the others.
+
+    Methods put tokens of their own before a context, and a model that has seen every text begin at 0 can't have it
+    begin elsewhere.
+    """
+    rng = random.Random(f"{name}/start")
+    return rng.choice((0, rng.randint(0, settings.sizes.n_positions - width)))
+
+
+def loss_of(net: GPT2, batches: list[Batch], *, name: str, settings: Settings) -> Tensor:
+    """Mean loss of the tokens that count; the gradients of the batches are added to the parameters'."""
+    counted = sum(len(batch.counted) for batch in batches)
+    loss = torch.zeros(())
+    for i, batch in enumerate(batches):
+        net.offset = start_of(f"{name}/{i}", width=batch.width, settings=settings)
+        with autocast(settings):
+            part = batch_loss(net, batch, label_smoothing=0.0, scale=1 / counted)
+        part.backward()
+        loss += part.detach()
+    net.offset = 0
+    return loss
 
 
 @torch.no_grad()
 def held_out_losses(net: GPT2, *, held: Batches, settings: Settings) -> dict[str, float]:
-    """Mean losses in nats a token: prose, records, and the records' texts alone."""
-    with autocast(settings):
-        books = token_losses(net, held.books("held-out", EVAL_ROWS))
-        rows, mask = held.records("held-out", EVAL_ROWS)
-        records = token_losses(net, rows)
+    """Mean losses in nats a token: prose, and the records' texts."""
+
+    def mean(batches: list[Batch]) -> float:
+        with autocast(settings):
+            found = [token_losses(net, *counted_states(net, batch)) for batch in batches]
+        return torch.cat(found).mean().item()
+
     return {
-        "books": books.mean().item(),
-        "kv": records.mean().item(),
-        "kv_text": records[mask[:, 1:]].mean().item(),
+        "books": mean([held.books(f"held-out/{i}") for i in range(EVAL_STEPS)]),
+        "texts": mean([held.records("held-out", i) for i in range(EVAL_STEPS)]),
     }
 
 
@@ -258,17 +293,15 @@ def train(net: GPT2, *, training: Batches, held: Batches, settings: Settings, pr
     optimizer = make_optimizer(net, settings)
     first, before = progress.load(net, optimizer)
     started = time.monotonic()
-    tokens_a_step = (settings.book_rows + settings.kv_rows) * settings.sizes.n_positions
-    losses = torch.compile(token_losses, dynamic=False) if settings.compiled else token_losses
+    tokens = 0
     for step in range(first, settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         name = f"{settings.seed}/{step}"
-        rows = torch.cat([training.books(name, settings.book_rows), training.records(name, settings.kv_rows)[0]])
-        with autocast(settings):
-            loss = losses(net, rows).mean()
+        batches = [training.books(name), training.records(str(settings.seed), step)]
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = loss_of(net, batches, name=name, settings=settings)
+        tokens += sum(len(batch.slots) for batch in batches)
         torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
         optimizer.step()
         if (step + 1) % every == 0 or step + 1 == settings.steps:
@@ -276,7 +309,7 @@ def train(net: GPT2, *, training: Batches, held: Batches, settings: Settings, pr
             progress.log(
                 step=step + 1,
                 seconds=seconds,
-                tokens_per_second=(step + 1 - first) * tokens_a_step / (seconds - before),
+                tokens_per_second=tokens / (seconds - before),
                 train=loss.item(),
                 **held_out_losses(net, held=held, settings=settings),
             )
@@ -323,10 +356,10 @@ def copied_share(net: GPT2, tokenizer: Tokenizer, settings: Settings) -> float:
 def card(settings: Settings, *, results: dict[str, float], seconds: float, parameters: int, characters: int) -> str:
     """The model card."""
     sizes = settings.sizes
-    rows = settings.book_rows + settings.kv_rows
-    batch = rows * sizes.n_positions  # tokens
+    prose = settings.book_rows * sizes.n_positions // 2  # tokens a step
+    batch = prose + settings.kv_tokens
     millions = f"{characters / 1e6:.1f}"
-    arithmetic = ("bf16 autocast" if settings.bf16 else "fp32") + ", torch.compile" * settings.compiled
+    arithmetic = "bf16 autocast" if settings.bf16 else "fp32"
     return f"""---
 license: mit
 language: en
@@ -351,19 +384,19 @@ at the scale of GPT-2 Medium and Large; it knows nothing of the world.
 | weights on disk | fp16 |
 
 ## Data
-- {settings.book_rows / rows:.0%} of the tokens: English prose in the public domain ({millions} million
+- {prose / batch:.0%} of the tokens: English prose in the public domain ({millions} million
   characters).
-- {settings.kv_rows / rows:.0%} of the tokens: records and triples, each with a text that states them,
+- {settings.kv_tokens / batch:.0%} of the tokens: records and triples, each with a text that states them,
   invented by `scripts/kv_corpus.py`. No record of E2E, WebNLG, DART or `mini` is in it, nor a key of
-  E2E or `mini`. Layout: `context <|endoftext|> text <|endoftext|>`, one document after another; the
-  loss covers all tokens.
+  E2E or `mini`. Layout: `context <|endoftext|> text <|endoftext|>`, a document a row; the loss covers the
+  text.
 
 Tokenizer: byte-level BPE with GPT-2's pre-tokenizer, trained on the same mixture; two newlines are one token.
 
 ## Training
 | | |
 |---|---|
-| steps | {settings.steps:,} of {batch:,} tokens: {settings.steps * batch / 1e6:.1f} million in all |
+| steps | {settings.steps:,} of about {batch:,} tokens: {settings.steps * batch / 1e6:.0f} million in all |
 | time | {seconds / 60:.0f} minutes on {settings.threads} CPU threads, {arithmetic} |
 | optimizer | AdamW, betas {BETAS}, weight decay {settings.weight_decay}, gradients clipped at {CLIP} |
 | learning rate | {settings.lr} after {settings.warmup} steps of warm-up, then a cosine |
@@ -373,8 +406,7 @@ Tokenizer: byte-level BPE with GPT-2's pre-tokenizer, trained on the same mixtur
 | held out | |
 |---|---|
 | loss on prose, nats a token | {results["books"]:.3f} |
-| loss on records, nats a token | {results["kv"]:.3f} |
-| loss on the records' texts alone | {results["kv_text"]:.3f} |
+| loss on the records' texts, nats a token | {results["texts"]:.3f} |
 | values that greedy decoding copies word for word | {results["copied"]:.1%} |
 
 ## Licence
@@ -428,13 +460,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="gzipped prose, one paragraph a line")
     parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     parser.add_argument("--work", type=Path, default=Path("build/pretrain"), help="checkpoint and log")
-    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10_000, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints (default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="use torch.compile (needs a C++ compiler)")
     args = parser.parse_args(argv)
-    settings = Settings(steps=args.steps, seed=args.seed, threads=args.threads, compiled=args.compile)
+    settings = Settings(steps=args.steps, seed=args.seed, threads=args.threads)
     try:
         pretrain(settings, corpus=args.corpus, out=args.out, work=args.work, every=args.every)
     except BadInput as e:

@@ -37,9 +37,10 @@ class Split:
 
 
 def load(dataset: Dataset, data: Data, split: str) -> Split:
-    """Find (or download) and read a split, and cut it to `dataset.limit`.
+    """Find (or download) and read a split, and cut it by `dataset.hold_out` and `dataset.limit`.
 
-    A limit N keeps the first N pairs of train and valid, and all pairs of the first N distinct
+    Held-out contexts are the last distinct ones of the training file, with all their pairs: train lacks them, and valid
+    is nothing else. A limit N keeps the first N pairs of train and valid, and all pairs of the first N distinct
     contexts of test, so that the kept contexts keep all their references.
 
     Args:
@@ -62,6 +63,8 @@ def load(dataset: Dataset, data: Data, split: str) -> Split:
         _check_counts(dataset, source.path, examples)
     if not examples:
         raise BadInput(f"{source.path}: expected examples, found none; {MEND}")
+    if dataset.hold_out and split != "test":
+        examples = _divided(examples, split, held_out=dataset.hold_out, path=source.path)
     return Split(split, source, _limited(examples, split, limit=getattr(dataset.limit, split)))
 
 
@@ -82,6 +85,15 @@ def prepare(dataset: Dataset, data: Data) -> list[Split]:
     if faults:
         raise BadInput(faults)
     return splits
+
+
+def _divided(examples: list[Example], split: str, *, held_out: int, path: Path) -> list[Example]:
+    contexts = list(dict.fromkeys(example.context for example in examples))
+    if held_out >= len(contexts):
+        most = f"{len(contexts) - 1} or less" if len(contexts) > 1 else "none"
+        raise BadInput(f"dataset.hold_out={held_out}: {path} has {len(contexts)} distinct contexts; hold out {most}")
+    held = set(contexts[-held_out:])
+    return [example for example in examples if (example.context in held) == (split == "valid")]
 
 
 def _limited(examples: list[Example], split: str, *, limit: int | None) -> list[Example]:

@@ -66,9 +66,9 @@ class Source:
 def locate(dataset: Dataset, data: Data, split: str) -> Source:
     """Find the file of a split; download it to the cache if it is nowhere else.
 
-    Looked at in this order: the file name itself if absolute; `<data.root>/<dataset>/<file>` and
-    `<data.root>/<file>`; the package's own folder if the dataset has no remote; and only where
-    `data.root` is not given, the cache `<data.cache>/data/<dataset>/<blob>/<file>` and the download
+    Looked at in this order: the file name itself if absolute; `<data.root>/<dataset>/<file>`,
+    `<data.root>/<remote>/<file>` and `<data.root>/<file>`; the package's own folder if the dataset has no remote;
+    and only where `data.root` is not given, the cache `<data.cache>/data/<dataset>/<blob>/<file>` and the download
     from `<data.base_url>/<remote>/<file>`. A local file may hold other bytes than the pinned ones
     (`pinned` tells); a download may not.
 
@@ -80,14 +80,15 @@ def locate(dataset: Dataset, data: Data, split: str) -> Source:
     Raises:
         BadInput: the file is missing, can't be read, can't be downloaded or can't be kept.
     """
-    file: str = getattr(dataset.files, split)
+    file = dataset.file(split)
     places: list[tuple[Path, Literal["embedded", "local"]]] = []
     if (absolute := Path(file).expanduser()).is_absolute():
         places = [(absolute, "local")]
     else:
         if data.root is not None:
             root = Path(data.root).expanduser()
-            places = [(root / dataset.name / file, "local"), (root / file, "local")]
+            folders = dict.fromkeys((dataset.name, dataset.remote or "", ""))
+            places = [(root / folder / file, "local") for folder in folders]
         if dataset.remote is None:
             places.append((EMBEDDED / dataset.name / file, "embedded"))
     for path, origin in places:
@@ -100,7 +101,7 @@ def locate(dataset: Dataset, data: Data, split: str) -> Source:
 
 def download_url(dataset: Dataset, data: Data, split: str) -> str | None:
     """The URL that `locate` would download a split from, or None where it would look here only."""
-    file: str = getattr(dataset.files, split)
+    file = dataset.file(split)
     local = Path(file).expanduser().is_absolute() or data.root is not None or dataset.remote is None
     if local or file not in dataset.pins or _holds(_cache_path(dataset, data, file), dataset.pins[file].blob):
         return None
@@ -201,7 +202,7 @@ class _TransferError(Exception):
 
 def _cached(dataset: Dataset, data: Data, split: str) -> Path:
     """The path of a pinned file in the cache, downloaded if it is not there yet."""
-    file: str = getattr(dataset.files, split)
+    file = dataset.file(split)
     what = f"dataset '{dataset.name}': '{file}' ({split} split)"
     pin = dataset.pins.get(file)
     if pin is None:

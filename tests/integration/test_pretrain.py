@@ -41,10 +41,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(pretrain_nano: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(pretrain_nano, "TOKENIZER_DOCUMENTS", 200)
-    monkeypatch.setattr(pretrain_nano, "EVAL_ROWS", 2)
+    monkeypatch.setattr(pretrain_nano, "EVAL_STEPS", 1)
     monkeypatch.setattr(pretrain_nano, "EVAL_PROMPTS", 6)
-    sizes = Sizes(n_layer=1, n_head=2, n_embd=16, vocab_size=400, n_positions=64)
-    return pretrain_nano.Settings(steps=6, seed=5, threads=1, sizes=sizes, book_rows=1, kv_rows=2, warmup=2, bf16=False)
+    sizes = Sizes(n_layer=1, n_head=2, n_embd=16, vocab_size=400, n_positions=256)
+    return pretrain_nano.Settings(
+        steps=6, seed=5, threads=1, sizes=sizes, book_rows=1, kv_tokens=600, warmup=2, bf16=False
+    )
 
 
 def run(module: ModuleType, settings: Any, *, corpus: Path, folder: Path) -> Path:
@@ -72,7 +74,40 @@ def test_interrupted_run_ends_with_the_same_bits(
         assert (whole / file).read_bytes() == (resumed / file).read_bytes()
     log = [json.loads(line) for line in (tmp_path / "parts" / "work" / "log.jsonl").open()]
     assert [entry["step"] for entry in log] == [2, 4, 6]
-    assert {"train", "books", "kv", "kv_text", "tokens_per_second"} <= log[0].keys()
+    assert {"train", "books", "texts", "tokens_per_second"} <= log[0].keys()
+
+
+def test_batches_are_functions_of_their_names(pretrain_nano: ModuleType, small: Any, corpus: Path) -> None:
+    paragraphs, _ = pretrain_nano.read_books(corpus)
+    tokenizer = pretrain_nano.train_tokenizer(paragraphs, small)
+    one, other = (pretrain_nano.Batches(tokenizer, paragraphs=paragraphs, settings=small) for _ in range(2))
+    batches = [one.records("5", step) for step in range(20)]
+    assert len({batch.inputs.numpy().tobytes() for batch in batches}) == 20
+    for step in (17, 3):  # as after an interruption
+        assert torch.equal(other.records("5", step).inputs, batches[step].inputs)
+        assert torch.equal(other.books(f"5/{step}").inputs, one.books(f"5/{step}").inputs)
+    assert not torch.equal(one.books("5/3").inputs, one.books("5/4").inputs)
+
+    end = pretrain_nano.end_of(tokenizer)
+    for batch in batches:
+        for tokens, counts in zip(batch.targets.tolist(), batch.mask.tolist(), strict=True):
+            text = [token for token, counted in zip(tokens, counts, strict=True) if counted]
+            assert text.count(end) == 1 and text[-1] == end  # a text with its end mark, and nothing of the context
+            context = tokens[: counts.index(True)]
+            assert context.count(end) == 1 and " : " in tokenizer.decode(context)
+    filled = sum(len(batch.slots) for batch in batches)
+    assert 0.7 * 20 * small.kv_tokens < filled < 1.3 * 20 * small.kv_tokens
+    assert filled > 0.75 * sum(batch.inputs.numel() for batch in batches)  # rows of a batch are alike
+    books = one.books("x")
+    assert books.inputs.shape == (1, 128) and books.mask.sum() == 127
+
+
+def test_texts_begin_at_any_position(pretrain_nano: ModuleType, small: Any) -> None:
+    """Half of them at 0, as in fine-tuning; the others wherever they still end within the positions."""
+    starts = [pretrain_nano.start_of(f"{i}", width=200, settings=small) for i in range(2000)]
+    assert min(starts) == 0 and max(starts) == 256 - 200
+    assert 0.45 < sum(start == 0 for start in starts) / 2000 < 0.57
+    assert all(pretrain_nano.start_of(f"{i}", width=256, settings=small) == 0 for i in range(50))
 
 
 def test_transformers_loads_the_result(pretrain_nano: ModuleType, small: Any, corpus: Path, tmp_path: Path) -> None:

@@ -89,6 +89,23 @@ def test_a_limit_scales_the_pinned_sizes():
     )
 
 
+def test_held_out_contexts_take_their_share_of_the_pinned_sizes():
+    held = "dataset.hold_out=47"  # of 547 contexts
+    run = one(*MEDIUM, "dataset=e2e", "dataset.files.train=valid.txt", held, "dataset.limit.valid=100")
+    train, valid = 500 / 547, 100 / 4672
+    assert sizes(run, None) == Sizes(
+        pairs=(round(train * 4672), 100),
+        tokens=near((train * 276370, valid * 276370)),
+        completion_tokens=near((train * 129327, valid * 129327)),
+        longest=125,
+        contexts=630,
+        context_tokens=22957,
+        counted=False,
+    )
+    (fault,) = faults(sizes, one(*MEDIUM, "dataset=e2e", held), None)  # nobody counted its training contexts
+    assert "no pinned sizes" in fault
+
+
 def test_a_limit_of_one_split_leaves_the_others():
     found = sizes(one(*MEDIUM, "dataset=e2e", "dataset.limit.test=63"), None)
     assert found == replace(PINNED["e2e"], contexts=63, context_tokens=near(2295.7))

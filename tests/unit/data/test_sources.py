@@ -179,6 +179,16 @@ class TestFolders:
         source = locate(replace(DATASET, files=files), Data(root="/nowhere"), "train")
         assert (source.path, source.pinned, source.origin) == (path, True, "local")
 
+    def test_a_dataset_finds_the_files_that_it_shares_with_another(self, tmp_path: Path) -> None:
+        """They lie in the folder that is named as where they are downloaded from."""
+        for folder, content in (("", b"1"), ("remote ants", b"2"), ("ants", b"3")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "train.txt").write_bytes(content)
+        for folder in ("ants", "remote ants", ""):
+            found = locate(DATASET, Data(root=str(tmp_path)), "train").path
+            assert found == tmp_path / folder / "train.txt"
+            found.unlink()
+
     def test_home_is_understood(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
         (tmp_path / "train.txt").write_bytes(CONTENT)
@@ -190,16 +200,15 @@ class TestFolders:
             (tmp_path / name).write_bytes(CONTENT)
         assert fault(DATASET, Data(root=str(tmp_path))) == (
             f"dataset 'ants': no file 'train.txt' for its train split: looked for {tmp_path}/ants/train.txt, "
-            f"{tmp_path}/train.txt; did you mean 'trains.txt'? (valid: trains.txt, valid.txt); name a file "
-            f"that is there with dataset.files.train=FILE, give another folder with data.root=FOLDER or "
-            f"leave data.root out to download the papers' file"
+            f"{tmp_path}/remote ants/train.txt, {tmp_path}/train.txt; did you mean 'trains.txt'? "
+            "(valid: trains.txt, valid.txt); name a file that is there with dataset.files.train=FILE, "
+            "give another folder with data.root=FOLDER or leave data.root out to download the papers' file"
         )
 
     def test_a_missing_root_and_a_missing_absolute_file(self, tmp_path: Path) -> None:
         gone = tmp_path / "gone"
-        assert f"looked for {gone}/ants/test.txt, {gone}/test.txt (valid: none)" in fault(
-            DATASET, Data(root=str(gone)), "test"
-        )
+        looked = ", ".join(f"{gone}/{place}test.txt" for place in ("ants/", "remote ants/", ""))
+        assert f"looked for {looked} (valid: none)" in fault(DATASET, Data(root=str(gone)), "test")
         files = Files(train=str(gone / "a.txt"), valid="valid.txt", test="test.txt")
         line = fault(replace(DATASET, files=files), Data())
         assert f"no file 'a.txt' for its train split: looked for {gone}/a.txt (valid: none)" in line
