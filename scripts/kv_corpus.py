@@ -1427,9 +1427,9 @@ def open_attr(rng: random.Random) -> Attr:
 
     def a_figure() -> Attr:
         key = key_of(FIGURES)
-        says = (f"has {article(key)} of {{}}", f"has {{}} as its {key}", f"has a {{}} {key}")
+        says = (f"has {article(key)} of {{}}", f"has {{}} as its {key}")
         adjunct = (f"with {article(key)} of {{}}", f"at {article(key)} of {{}}")
-        return Attr((key,), figure, says[:2], adjunct, key)
+        return Attr((key,), figure, says, adjunct, key)
 
     def a_holder() -> Attr:
         key = key_of(HOLDERS)
@@ -1438,13 +1438,13 @@ def open_attr(rng: random.Random) -> Attr:
 
     def a_manner() -> Attr:
         key, value = key_of(MANNERS), rng.choice((*QUALITIES, COLOUR(rng), NATIONALITY(rng)))
-        with_article = article(value).removesuffix(value)
+        an = article(value).removesuffix(value)
         says = (
-            f"has {with_article}{{}} {key}",
-            f"comes with {with_article}{{}} {key}",
-            f"offers {with_article}{{}} {key}",
+            f"has {an}{{}} {key}",
+            f"comes with {an}{{}} {key}",
+            f"offers {an}{{}} {key}",
         )
-        return Attr((key,), fixed(value), says, (f"with {with_article}{{}} {key}",), key)
+        return Attr((key,), fixed(value), says, (f"with {an}{{}} {key}",), key)
 
     def a_spot() -> Attr:
         says = ("is in the {}", "is located in the {}", "can be found in the {}", "lies in the {} area")
@@ -1480,8 +1480,8 @@ def open_attr(rng: random.Random) -> Attr:
 
     def a_make() -> Attr:
         key, value = rng.choice(MAKE_KEYS), rng.choice((NATIONALITY(rng), coin(rng), rng.choice(QUALITIES)))
-        with_article = article(value).removesuffix(value)
-        says = (f"has {with_article}{{}} {key}", f"is {{}} in {key}")
+        an = article(value).removesuffix(value)
+        says = (f"has {an}{{}} {key}", f"is {{}} in {key}")
         return Attr((key,), fixed(value), says, (f"of {{}} {key}",), key, adjective=True)
 
     return rng.choice(

@@ -4,10 +4,11 @@ A fifth of the tokens is public-domain prose (`--corpus`: gzipped text, one para
 comes from `kv_corpus.py` as fine-tuning has it: each document a row of its own, `context <|endoftext|> text
 <|endoftext|>`, with the loss on its text alone. Writes the Hugging Face layout with fp16 weights and a model card.
 
-    python scripts/pretrain_nano.py --corpus books.txt.gz --out lodarepro/model/gpt2-nano
+    torchrun --nproc-per-node 2 scripts/pretrain_nano.py --corpus books.txt.gz --out lodarepro/model/gpt2-nano
 
-is the command behind the model in the package: an hour on two idle cores. Where other work shares them,
-`OMP_WAIT_POLICY=PASSIVE` keeps its threads from waiting for each other in a busy loop.
+is the command behind the model in the package: an hour on two idle cores, each of which has a process with its share
+of every batch. Without `torchrun` one process does all of it; texts then begin at other positions, so the weights
+differ.
 
 An interrupted run started again with the same arguments goes on from its last checkpoint and ends with the
 same bits: every batch is a function of seed and step, and nothing else is random after the initialisation.
@@ -21,7 +22,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -32,10 +33,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from torch import Tensor
 
 from lodarepro.data.batch import Batch, collate
 from lodarepro.data.tokenise import Encoded
+from lodarepro.distributed import ALONE, Processes, joined
 from lodarepro.errors import BadInput
 from lodarepro.model import weights
 from lodarepro.model.gpt2 import GPT2, Sizes
@@ -61,10 +62,10 @@ class Settings:
 
     steps: int  # optimizer steps
     seed: int
-    threads: int  # the order of sums, and so the last bits, depend on it
+    processes: int = 1  # the order of sums, and so the last bits, depend on their number
     sizes: Sizes = NANO
-    book_rows: int = 4  # rows of prose a step, half of n_positions tokens each
-    kv_tokens: int = 4096  # tokens of records a step, about
+    book_rows: int = 8  # rows of prose a step, half of n_positions tokens each
+    kv_tokens: int = 8192  # tokens of records a step, about
     lr: float = 4e-3  # peak of a cosine after warm-up
     warmup: int = 200  # steps
     weight_decay: float = 0.1  # matrices only
@@ -136,19 +137,20 @@ class Batches:
             self.stream += self.stream
         self.pool: tuple[str, list[list[Pair]]] = ("", [])
 
-    def books(self, name: str) -> Batch:
-        """Windows of the books; all tokens but the first of each carry loss."""
+    def books(self, name: str, processes: Processes = ALONE) -> Batch:
+        """A process's share of windows of the books; all tokens but the first of each carry loss."""
         rng = random.Random(f"{name}/books")
         starts = [rng.randrange(len(self.stream) - self.width) for _ in range(self.settings.book_rows)]
-        rows: list[Pair] = [(self.stream[start : start + self.width], []) for start in starts]
+        rows: list[Pair] = [(self.stream[start : start + self.width], []) for start in processes.share(starts)]
         return self._batch(rows, loss_on="all")
 
-    def records(self, run: str, step: int) -> Batch:
-        """The documents of a step; their texts carry loss."""
+    def records(self, run: str, step: int, processes: Processes = ALONE) -> Batch:
+        """A process's share of the documents of a step; their texts carry loss."""
         name = f"{run}/{step // POOL}"
         if self.pool[0] != name:
             self.pool = (name, self._drawn(random.Random(f"{name}/kv")))
-        return self._batch(self.pool[1][step % len(self.pool[1])], loss_on="completion")
+        documents = processes.share(self.pool[1][step % len(self.pool[1])])
+        return self._batch(documents, loss_on="completion")
 
     def _drawn(self, rng: random.Random) -> list[list[Pair]]:
         """`POOL` batches in random order, the documents of each similar in length."""
@@ -171,7 +173,7 @@ class Batches:
         rng.shuffle(batches)
         return [batch for batch in batches if batch]
 
-    def _batch(self, pairs: list[Pair], *, loss_on: str) -> Batch:
+    def _batch(self, pairs: Sequence[Pair], *, loss_on: str) -> Batch:
         longest = self.settings.sizes.n_positions
         return collate(Encoded.of(pairs), range(len(pairs)), max_length=longest, loss_on=loss_on)
 
@@ -202,18 +204,27 @@ def start_of(name: str, *, width: int, settings: Settings) -> int:
     return rng.choice((0, rng.randint(0, settings.sizes.n_positions - width)))
 
 
-def loss_of(net: GPT2, batches: list[Batch], *, name: str, settings: Settings) -> Tensor:
-    """Mean loss of the tokens that count; the gradients of the batches are added to the parameters'."""
-    counted = sum(len(batch.counted) for batch in batches)
-    loss = torch.zeros(())
+def gradients(
+    net: GPT2, batches: list[Batch], *, name: str, settings: Settings, processes: Processes
+) -> tuple[float, int]:
+    """Give the parameters the gradient of the mean loss of all processes' tokens that count.
+
+    Returns:
+        The loss, and how many tokens the processes read.
+    """
+    found = torch.zeros(3)  # sum of losses, tokens that count, tokens
     for i, batch in enumerate(batches):
-        net.offset = start_of(f"{name}/{i}", width=batch.width, settings=settings)
+        net.offset = start_of(f"{name}/{i}/{processes.rank}", width=batch.width, settings=settings)
         with autocast(settings):
-            part = batch_loss(net, batch, label_smoothing=0.0, scale=1 / counted)
+            part = batch_loss(net, batch, label_smoothing=0.0, scale=1.0)
         part.backward()
-        loss += part.detach()
+        found += torch.tensor([part.item(), len(batch.counted), len(batch.slots)])
     net.offset = 0
-    return loss
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    processes.sum([*grads, found])
+    loss, counted, tokens = found.tolist()
+    torch._foreach_div_(grads, counted)
+    return loss / counted, round(tokens)
 
 
 @torch.no_grad()
@@ -283,7 +294,16 @@ class Progress:
         print("  ".join(f"{key} {value:.5g}" for key, value in fields.items()), flush=True)
 
 
-def train(net: GPT2, *, training: Batches, held: Batches, settings: Settings, progress: Progress, every: int) -> float:
+def train(
+    net: GPT2,
+    *,
+    training: Batches,
+    held: Batches,
+    settings: Settings,
+    progress: Progress,
+    every: int,
+    processes: Processes,
+) -> float:
     """Train to the last step; evaluates and saves a checkpoint each `every` steps.
 
     Returns:
@@ -298,19 +318,19 @@ def train(net: GPT2, *, training: Batches, held: Batches, settings: Settings, pr
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         name = f"{settings.seed}/{step}"
-        batches = [training.books(name), training.records(str(settings.seed), step)]
+        batches = [training.books(name, processes), training.records(str(settings.seed), step, processes)]
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(net, batches, name=name, settings=settings)
-        tokens += sum(len(batch.slots) for batch in batches)
+        loss, read = gradients(net, batches, name=name, settings=settings, processes=processes)
+        tokens += read
         torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
         optimizer.step()
-        if (step + 1) % every == 0 or step + 1 == settings.steps:
+        if processes.main and ((step + 1) % every == 0 or step + 1 == settings.steps):
             seconds = before + time.monotonic() - started
             progress.log(
                 step=step + 1,
                 seconds=seconds,
                 tokens_per_second=tokens / (seconds - before),
-                train=loss.item(),
+                train=loss,
                 **held_out_losses(net, held=held, settings=settings),
             )
             progress.save(net, optimizer, step=step + 1, seconds=seconds)
@@ -397,7 +417,7 @@ Tokenizer: byte-level BPE with GPT-2's pre-tokenizer, trained on the same mixtur
 | | |
 |---|---|
 | steps | {settings.steps:,} of about {batch:,} tokens: {settings.steps * batch / 1e6:.0f} million in all |
-| time | {seconds / 60:.0f} minutes on {settings.threads} CPU threads, {arithmetic} |
+| time | {seconds / 60:.0f} minutes, {settings.processes} processes with a CPU core each, {arithmetic} |
 | optimizer | AdamW, betas {BETAS}, weight decay {settings.weight_decay}, gradients clipped at {CLIP} |
 | learning rate | {settings.lr} after {settings.warmup} steps of warm-up, then a cosine |
 | dropout | none |
@@ -429,20 +449,31 @@ def write_tokenizer_config(folder: Path, settings: Settings) -> None:
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def pretrain(settings: Settings, *, corpus: Path, out: Path, work: Path, every: int) -> None:
-    """Everything: tokenizer, training, result.
+def pretrain(
+    settings: Settings, *, corpus: Path, out: Path, work: Path, every: int, processes: Processes = ALONE
+) -> None:
+    """Everything: tokenizer, training, result, which the first process writes.
 
     Raises:
         BadInput: the corpus or the checkpoint is of no use.
     """
     paragraphs, held_paragraphs = read_books(corpus)
-    torch.set_num_threads(settings.threads)
     progress = Progress(work, settings)
     tokenizer = train_tokenizer(paragraphs, settings)
     training = Batches(tokenizer, paragraphs=paragraphs, settings=settings)
     held = Batches(tokenizer, paragraphs=held_paragraphs, settings=settings)
     net = GPT2(settings.sizes)
-    seconds = train(net, training=training, held=held, settings=settings, progress=progress, every=every)
+    seconds = train(
+        net,
+        training=training,
+        held=held,
+        settings=settings,
+        progress=progress,
+        every=every,
+        processes=processes,
+    )
+    if not processes.main:
+        return
     results = held_out_losses(net, held=held, settings=settings)
     results["copied"] = copied_share(net, tokenizer, settings)
     weights.save(net, tokenizer, out, dtype=torch.float16)
@@ -460,14 +491,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="gzipped prose, one paragraph a line")
     parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     parser.add_argument("--work", type=Path, default=Path("build/pretrain"), help="checkpoint and log")
-    parser.add_argument("--steps", type=int, default=10_000, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5_500, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=250, help="steps between checkpoints (default: %(default)s)")
     args = parser.parse_args(argv)
-    settings = Settings(steps=args.steps, seed=args.seed, threads=args.threads)
+    torch.set_num_threads(1)  # a second process on a second core does more than a second thread
     try:
-        pretrain(settings, corpus=args.corpus, out=args.out, work=args.work, every=args.every)
+        with joined("gloo") as processes:
+            settings = Settings(steps=args.steps, seed=args.seed, processes=processes.size)
+            pretrain(settings, corpus=args.corpus, out=args.out, work=args.work, every=args.every, processes=processes)
     except BadInput as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code

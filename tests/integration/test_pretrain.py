@@ -3,7 +3,7 @@
 import gzip
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from lodarepro.distributed import Processes
 from lodarepro.model.gpt2 import Sizes
 from tests.script import SCRIPTS, script
 
@@ -44,9 +45,7 @@ def small(pretrain_nano: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(pretrain_nano, "EVAL_STEPS", 1)
     monkeypatch.setattr(pretrain_nano, "EVAL_PROMPTS", 6)
     sizes = Sizes(n_layer=1, n_head=2, n_embd=16, vocab_size=400, n_positions=256)
-    return pretrain_nano.Settings(
-        steps=6, seed=5, threads=1, sizes=sizes, book_rows=1, kv_tokens=600, warmup=2, bf16=False
-    )
+    return pretrain_nano.Settings(steps=6, seed=5, sizes=sizes, book_rows=1, kv_tokens=600, warmup=2, bf16=False)
 
 
 def run(module: ModuleType, settings: Any, *, corpus: Path, folder: Path) -> Path:
@@ -144,3 +143,38 @@ def test_checkpoint_of_other_settings_is_refused(
     other = pretrain_nano.dataclasses.replace(small, seed=6)
     with pytest.raises(pretrain_nano.BadInput, match="other settings"):
         run(pretrain_nano, other, corpus=corpus, folder=tmp_path)
+
+
+def test_two_processes_have_the_gradient_of_one(
+    pretrain_nano: ModuleType, small: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its share of a batch, however unequal the shares' numbers of tokens are."""
+    settings = pretrain_nano.dataclasses.replace(small, book_rows=3)
+    paragraphs, _ = pretrain_nano.read_books(corpus)
+    tokenizer = pretrain_nano.train_tokenizer(paragraphs, settings)
+    batches = pretrain_nano.Batches(tokenizer, paragraphs=paragraphs, settings=settings)
+    net = pretrain_nano.GPT2(settings.sizes)
+    net.initialise(torch.Generator().manual_seed(1))
+    monkeypatch.setattr(pretrain_nano, "start_of", lambda *_, **__: 7)
+    first: list[torch.Tensor] = []
+
+    class Two(Processes):
+        def sum(self, tensors: Sequence[torch.Tensor]) -> None:
+            if self.rank == 0:
+                first.extend(t.clone() for t in tensors)
+            else:
+                for t, other in zip(tensors, first, strict=True):
+                    t += other
+
+    def found(processes: Processes) -> tuple[float, int, torch.Tensor]:
+        net.zero_grad()
+        drawn = [batches.books("x", processes), batches.records("5", 3, processes)]
+        loss, tokens = pretrain_nano.gradients(net, drawn, name="x", settings=settings, processes=processes)
+        return loss, tokens, torch.cat([p.grad.flatten() for p in net.parameters()])  # type: ignore[union-attr]
+
+    loss, tokens, gradient = found(Processes())
+    found(Two(0, 2))
+    loss_of_two, tokens_of_two, gradient_of_two = found(Two(1, 2))
+    assert tokens_of_two == tokens and loss_of_two == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(gradient_of_two, gradient, rtol=1e-4, atol=1e-6)
+    assert net.offset == 0
