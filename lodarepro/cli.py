@@ -1099,7 +1099,7 @@ def _data(arguments: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="lodarepro data", description="find or download, verify and count")
     parser.add_argument("action", choices=["prepare"])
-    parser.add_argument("name", metavar="NAME", help="e2e, dart, webnlg or mini")
+    parser.add_argument("name", metavar="NAME", help=", ".join(compose.groups()["dataset"]))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="data.root=FOLDER and the like")
     given = parser.parse_args(arguments)
     (cell,) = compose.cells([f"dataset={given.name}", *given.overrides])

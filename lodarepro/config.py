@@ -126,12 +126,15 @@ class Dataset:
     limit: Limit = field(default_factory=Limit)
     """use only the first pairs or contexts"""
     hold_out: Positive | None = None
-    """validate on the training file's last distinct contexts, which are not trained on, in place of another file"""
+    """so many distinct contexts at the end of the training file, which the validation file is then, are validated on"""
 
-    def file(self, split: str) -> str:
-        """The name of the file that a split (train, valid, test) is read from."""
-        file: str = getattr(self.files, "train" if self.hold_out and split == "valid" else split)
-        return file
+    def __post_init__(self) -> None:
+        """Refuse held-out contexts of one file beside a validation file of another name."""
+        if self.hold_out and self.files.valid != self.files.train:
+            raise ValueError(
+                f"hold_out={self.hold_out}: validates on a part of the training file; give "
+                f"dataset.files.valid={self.files.train} too, or dataset.hold_out=null"
+            )
 
 
 @dataclass(frozen=True)

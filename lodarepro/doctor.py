@@ -99,9 +99,10 @@ def _data_cache() -> tuple[bool, str]:
         run = compose.cells([f"dataset={name}"])[0].run
         if run.dataset.remote is None:
             continue
-        here = [split for split in SPLITS if download_url(run.dataset, run.data, split) is None]
-        whole = whole or len(here) == len(SPLITS)
-        held.append(f"{name} {len(here)} of {len(SPLITS)}")
+        files = {getattr(run.dataset.files, split): download_url(run.dataset, run.data, split) for split in SPLITS}
+        here = sum(url is None for url in files.values())
+        whole = whole or here == len(files)
+        held.append(f"{name} {here} of {len(files)}")
     return whole, f"{cache}: {', '.join(held)} files"
 
 

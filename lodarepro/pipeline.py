@@ -452,8 +452,8 @@ def check_reachable(run: config.Run, *, splits: Sequence[str] = SPLITS) -> weigh
     urls = {split: download_url(run.dataset, run.data, split) for split in splits}
     wanted = [url for url in urls.values() if url is not None]
     if wanted and (reason := unreachable(wanted[0])):
-        files = ", ".join(run.dataset.file(split) for split, url in urls.items() if url is not None)
-        missing.append(f"the data of {run.dataset.name} ({files}; {reason})")
+        lacking = dict.fromkeys(getattr(run.dataset.files, split) for split, url in urls.items() if url is not None)
+        missing.append(f"the data of {run.dataset.name} ({', '.join(lacking)}; {reason})")
         ways.append("data.root=FOLDER")
     base = weights.find(run.model, download=False)
     if base is None and (reason := unreachable(weights.hub_url(run.model))):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lodarepro import config, cost, devices
-from lodarepro.data import SPLITS, load
+from lodarepro.data import SPLITS, check_held_out, load
 from lodarepro.data.batch import steps_an_epoch
 from lodarepro.data.sources import download_url, locate
 from lodarepro.data.tokenise import Encoded, encode
@@ -178,14 +178,9 @@ def _held(run: config.Run) -> bool:
 
 def _pinned(run: config.Run) -> Sizes:
     dataset = run.dataset
-    pins = [dataset.pins.get(dataset.file(split)) for split in SPLITS]
+    pins = [dataset.pins.get(getattr(dataset.files, split)) for split in SPLITS]
     train, valid, test = pins
-    if (
-        train is None
-        or valid is None
-        or test is None
-        or any(None in known for known in _sizes_of(dataset, train, valid, test))
-    ):
+    if train is None or valid is None or test is None or any(None in known for known in _sizes_of(train, valid, test)):
         if _held(run):
             for split in SPLITS:
                 locate(run.dataset, run.data, split)  # its fault says what is missing
@@ -202,8 +197,13 @@ def _pinned(run: config.Run) -> Sizes:
     limit = dataset.limit
     shares = [1.0, 1.0]
     if dataset.hold_out:
-        assert train.contexts
-        held = min(dataset.hold_out, train.contexts - 1) / train.contexts
+        if train.contexts is None:
+            raise BadInput(
+                f"dataset '{dataset.name}': nobody counted the contexts of {dataset.files.train}, of which "
+                f"dataset.hold_out={dataset.hold_out} takes some; give data.root=FOLDER"
+            )
+        check_held_out(dataset.hold_out, train.contexts, dataset.files.train)
+        held = dataset.hold_out / train.contexts
         shares = [1 - held, held]
     pairs = [pin.examples * share for pin, share in zip((train, valid), shares, strict=True)]
     pairs = [min(n, most or n) for n, most in zip(pairs, (limit.train, limit.valid), strict=True)]
@@ -220,12 +220,10 @@ def _pinned(run: config.Run) -> Sizes:
     )
 
 
-def _sizes_of(
-    dataset: config.Dataset, train: config.Pin, valid: config.Pin, test: config.Pin
-) -> list[tuple[int | None, ...]]:
+def _sizes_of(train: config.Pin, valid: config.Pin, test: config.Pin) -> list[tuple[int | None, ...]]:
     """What of the pins a plan needs."""
     return [
-        (train.tokens, train.completion_tokens, train.longest, train.contexts if dataset.hold_out else 0),
+        (train.tokens, train.completion_tokens, train.longest),
         (valid.tokens, valid.completion_tokens),
         (test.contexts, test.context_tokens),
     ]

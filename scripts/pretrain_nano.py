@@ -1,6 +1,6 @@
 """Pretrain `gpt2-nano`, the model that the package carries, from scratch on a CPU.
 
-A fifth of the tokens is public-domain prose (`--corpus`: gzipped text, one paragraph a line), the rest
+A fifth of the tokens read is public-domain prose (`--corpus`: gzipped text, one paragraph a line), the rest
 comes from `kv_corpus.py` as fine-tuning has it: each document a row of its own, `context <|endoftext|> text
 <|endoftext|>`, with the loss on its text alone. Writes the Hugging Face layout with fp16 weights and a model card.
 
@@ -11,7 +11,8 @@ of every batch. Without `torchrun` one process does all of it; texts then begin 
 differ.
 
 An interrupted run started again with the same arguments goes on from its last checkpoint and ends with the
-same bits: every batch is a function of seed and step, and nothing else is random after the initialisation.
+same bits: every batch, and where its texts begin, is a function of seed, step and process, and nothing else is random
+after the initialisation.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import gzip
 import json
 import math
 import random
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -37,7 +39,7 @@ from tokenizers.trainers import BpeTrainer
 from lodarepro.data.batch import Batch, collate
 from lodarepro.data.tokenise import Encoded
 from lodarepro.distributed import ALONE, Processes, joined
-from lodarepro.errors import BadInput
+from lodarepro.errors import BadInput, LodareproError
 from lodarepro.model import weights
 from lodarepro.model.gpt2 import GPT2, Sizes
 from lodarepro.train.loss import token_losses
@@ -62,10 +64,10 @@ class Settings:
 
     steps: int  # optimizer steps
     seed: int
-    processes: int = 1  # the order of sums, and so the last bits, depend on their number
+    processes: int = 1  # each draws where its texts begin
     sizes: Sizes = NANO
-    book_rows: int = 8  # rows of prose a step, half of n_positions tokens each
-    kv_tokens: int = 8192  # tokens of records a step, about
+    book_rows: int = 6  # rows of prose a step, half of n_positions tokens each
+    kv_tokens: int = 6144  # tokens of records a step, about
     lr: float = 4e-3  # peak of a cosine after warm-up
     warmup: int = 200  # steps
     weight_decay: float = 0.1  # matrices only
@@ -121,7 +123,7 @@ def end_of(tokenizer: Tokenizer) -> int:
     return end
 
 
-Pair = tuple[list[int], list[int]]  # tokens of a context and of its text, end marks included
+Pair = tuple[list[int], list[int]]  # tokens of a context and of its text, with their end marks; or prose and nothing
 
 
 class Batches:
@@ -364,7 +366,7 @@ def copied_share(net: GPT2, tokenizer: Tokenizer, settings: Settings) -> float:
     documents = list(islice(source, EVAL_PROMPTS))
     texts = greedy(net, tokenizer, [document.context for document in documents])
     found = [
-        value.casefold() in text.casefold()
+        re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None
         for document, text in zip(documents, texts, strict=True)
         for value in document.values
     ]
@@ -404,12 +406,12 @@ at the scale of GPT-2 Medium and Large; it knows nothing of the world.
 | weights on disk | fp16 |
 
 ## Data
-- {prose / batch:.0%} of the tokens: English prose in the public domain ({millions} million
-  characters).
-- {settings.kv_tokens / batch:.0%} of the tokens: records and triples, each with a text that states them,
+- {prose / batch:.0%} of the tokens read: English prose in the public domain ({millions} million
+  characters), all of it with loss.
+- {settings.kv_tokens / batch:.0%} of the tokens read: records and triples, each with a text that states them,
   invented by `scripts/kv_corpus.py`. No record of E2E, WebNLG, DART or `mini` is in it, nor a key of
   E2E or `mini`. Layout: `context <|endoftext|> text <|endoftext|>`, a document a row; the loss covers the
-  text.
+  text. Half of the batches begin at position 0, the others anywhere.
 
 Tokenizer: byte-level BPE with GPT-2's pre-tokenizer, trained on the same mixture; two newlines are one token.
 
@@ -417,7 +419,7 @@ Tokenizer: byte-level BPE with GPT-2's pre-tokenizer, trained on the same mixtur
 | | |
 |---|---|
 | steps | {settings.steps:,} of about {batch:,} tokens: {settings.steps * batch / 1e6:.0f} million in all |
-| time | {seconds / 60:.0f} minutes, {settings.processes} processes with a CPU core each, {arithmetic} |
+| time | {seconds / 60:.0f} minutes on {settings.processes} CPU core{"s" * (settings.processes > 1)}, {arithmetic} |
 | optimizer | AdamW, betas {BETAS}, weight decay {settings.weight_decay}, gradients clipped at {CLIP} |
 | learning rate | {settings.lr} after {settings.warmup} steps of warm-up, then a cosine |
 | dropout | none |
@@ -491,16 +493,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="gzipped prose, one paragraph a line")
     parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     parser.add_argument("--work", type=Path, default=Path("build/pretrain"), help="checkpoint and log")
-    parser.add_argument("--steps", type=int, default=5_500, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=6_000, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints (default: %(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # a second process on a second core does more than a second thread
     try:
         with joined("gloo") as processes:
+            if processes.size > Settings.book_rows:
+                raise BadInput(
+                    f"torchrun: a step has {Settings.book_rows} rows of prose, one for each process at least; give "
+                    f"--nproc-per-node {Settings.book_rows} or less"
+                )
             settings = Settings(steps=args.steps, seed=args.seed, processes=processes.size)
             pretrain(settings, corpus=args.corpus, out=args.out, work=args.work, every=args.every, processes=processes)
-    except BadInput as e:
+    except LodareproError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
     return 0

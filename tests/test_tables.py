@@ -19,7 +19,7 @@ from lodarepro.report.aggregate import Counts, row_key
 from lodarepro.tables import Row, Table
 
 PAPERS = ["loda-1", "loda-2", "loda-3", "lora-13", "lora-14", "lora-18", "lora-3"]
-NAMES = [*PAPERS, "mini"]
+NAMES = [*PAPERS, "loda-1-nano", "loda-3-nano", "mini"]
 WITH_SWEEP = ["loda-3", "lora-18"]
 NOT_OF_CELLS = {"lora-1"}  # times of forward passes
 

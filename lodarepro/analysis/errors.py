@@ -85,7 +85,8 @@ def errors(folders: Sequence[Path], overrides: Sequence[str] = (), *, checkpoint
                 f"{one.record.id} has texts for other contexts than {first.id}; give runs with one dataset.limit.test"
             )
     dataset = first.config["dataset"]["name"]
-    rules = slots.read(dataset)
+    # another selection of a dataset's files has that one's facts
+    rules = slots.read(dataset) or slots.read(first.config["dataset"]["remote"] or dataset)
     of_all = {
         "dataset": dataset,
         "test_sha256": first.identity["checksums"]["test"],

@@ -1,5 +1,4 @@
-"""Which facts of a context a text leaves out, adds or gets wrong, found by rules: `configs/slots/<dataset>.yaml`, or a
-file there that lists it under `datasets`.
+"""Which facts of a context a text leaves out, adds or gets wrong, found by rules: `configs/slots/<dataset>.yaml`.
 
 BLEU hardly notices a `not` too few. Rules that look for each fact's value do, as the slot error rate of Wen et al.
 2015 (arXiv 1508.01745, section 4.1) and the scripts of Dušek et al. 2019 (arXiv 1911.03905) showed; these rules and
@@ -80,7 +79,7 @@ class Rules:
     """The rules of a dataset.
 
     Attributes:
-        dataset: the name of the rules' file.
+        dataset: its name.
         slots: in the file's order.
         negator: pattern of a token that negates what follows.
         boundary: pattern of a token beyond which a negator has no effect.
@@ -403,7 +402,6 @@ class _SlotFile:
 @checked_dataclass(frozen=True, config=_CLOSED)
 class _RulesFile:
     slots: dict[str, _SlotFile]
-    datasets: list[str] = field(default_factory=list)
     parts: dict[str, str] = field(default_factory=dict)
     negators: list[str] = field(default_factory=list)
     boundaries: list[str] = field(default_factory=list)
@@ -411,17 +409,15 @@ class _RulesFile:
 
 
 def read(dataset: str) -> Rules | None:
-    """The rules of a dataset, `configs/slots/<dataset>.yaml` or a file that lists it; None: it has none.
+    """The rules of a dataset, `configs/slots/<dataset>.yaml`; None: it has none.
 
     Raises:
         BadInput: with every fault of the file, one line each.
     """
-    own = compose.config_folder() / FOLDER / f"{dataset}.yaml"
-    for path in [own] if own.is_file() else sorted(own.parent.glob("*.yaml")):
-        file = yaml_files.read(path, _RulesFile, what="slots", keys="slots, and each slot's kind")
-        if path == own or dataset in file.datasets:
-            return _built(path.stem, path, file)
-    return None
+    path = compose.config_folder() / FOLDER / f"{dataset}.yaml"
+    if not path.is_file():
+        return None
+    return _built(dataset, path, yaml_files.read(path, _RulesFile, what="slots", keys="slots, and each slot's kind"))
 
 
 def _built(dataset: str, path: Path, file: _RulesFile) -> Rules:

@@ -39,9 +39,9 @@ class Split:
 def load(dataset: Dataset, data: Data, split: str) -> Split:
     """Find (or download) and read a split, and cut it by `dataset.hold_out` and `dataset.limit`.
 
-    Held-out contexts are the last distinct ones of the training file, with all their pairs: train lacks them, and valid
-    is nothing else. A limit N keeps the first N pairs of train and valid, and all pairs of the first N distinct
-    contexts of test, so that the kept contexts keep all their references.
+    Held-out contexts are the last distinct ones of the file that train and valid share, with all their pairs: train
+    lacks them, and valid is nothing else. A limit N keeps the first N pairs of train and valid, and all pairs of the
+    first N distinct contexts of test, so that the kept contexts keep all their references.
 
     Args:
         dataset: what to read.
@@ -87,11 +87,20 @@ def prepare(dataset: Dataset, data: Data) -> list[Split]:
     return splits
 
 
+def check_held_out(held_out: int, contexts: int, file: str) -> None:
+    """Refuse to hold out all contexts of a file.
+
+    Raises:
+        BadInput: it has no more than those.
+    """
+    if held_out >= contexts:
+        most = f"{contexts - 1} or less" if contexts > 1 else "none"
+        raise BadInput(f"dataset.hold_out={held_out}: {file} has {contexts} distinct contexts; hold out {most}")
+
+
 def _divided(examples: list[Example], split: str, *, held_out: int, path: Path) -> list[Example]:
     contexts = list(dict.fromkeys(example.context for example in examples))
-    if held_out >= len(contexts):
-        most = f"{len(contexts) - 1} or less" if len(contexts) > 1 else "none"
-        raise BadInput(f"dataset.hold_out={held_out}: {path} has {len(contexts)} distinct contexts; hold out {most}")
+    check_held_out(held_out, len(contexts), str(path))
     held = set(contexts[-held_out:])
     return [example for example in examples if (example.context in held) == (split == "valid")]
 

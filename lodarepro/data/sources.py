@@ -80,7 +80,7 @@ def locate(dataset: Dataset, data: Data, split: str) -> Source:
     Raises:
         BadInput: the file is missing, can't be read, can't be downloaded or can't be kept.
     """
-    file = dataset.file(split)
+    file: str = getattr(dataset.files, split)
     places: list[tuple[Path, Literal["embedded", "local"]]] = []
     if (absolute := Path(file).expanduser()).is_absolute():
         places = [(absolute, "local")]
@@ -101,7 +101,7 @@ def locate(dataset: Dataset, data: Data, split: str) -> Source:
 
 def download_url(dataset: Dataset, data: Data, split: str) -> str | None:
     """The URL that `locate` would download a split from, or None where it would look here only."""
-    file = dataset.file(split)
+    file: str = getattr(dataset.files, split)
     local = Path(file).expanduser().is_absolute() or data.root is not None or dataset.remote is None
     if local or file not in dataset.pins or _holds(_cache_path(dataset, data, file), dataset.pins[file].blob):
         return None
@@ -202,7 +202,7 @@ class _TransferError(Exception):
 
 def _cached(dataset: Dataset, data: Data, split: str) -> Path:
     """The path of a pinned file in the cache, downloaded if it is not there yet."""
-    file = dataset.file(split)
+    file: str = getattr(dataset.files, split)
     what = f"dataset '{dataset.name}': '{file}' ({split} split)"
     pin = dataset.pins.get(file)
     if pin is None:

@@ -72,7 +72,7 @@ def test_counts(name: str, split: str) -> None:
 @pytest.mark.parametrize(("name", "split"), COUNTS, ids=map("-".join, COUNTS))
 def test_pins_state_the_same_counts(name: str, split: str) -> None:
     dataset = shipped(name)
-    pin = dataset.pins[dataset.file(split)]
+    pin = dataset.pins[getattr(dataset.files, split)]
     divided = dataset.hold_out is not None and split != "test"
     counts = COUNTS["e2e", "valid"] if divided else COUNTS[name, split]
     assert pin.examples == counts["pairs"]

@@ -184,7 +184,8 @@ def test_records_that_cannot_be_read_do_not_pass_for_not_run(table, tmp_path, mo
     [
         (
             ["table"],
-            "which table? (valid: loda-1, loda-2, loda-3, lora-13, lora-14, lora-18, lora-3, mini, or a YAML file)",
+            "which table? (valid: loda-1, loda-1-nano, loda-2, loda-3, loda-3-nano, lora-13, lora-14, lora-18, lora-3, "
+            "mini, or a YAML file)",
         ),
         (["table", "loda1"], "loda1: no such table; did you mean 'loda-1'?"),
         (["table", "mini", "train.epochs=3"], "train.epochs=3: would make other cells than the table's"),

@@ -89,6 +89,9 @@ UNLIKE: dict[str, Callable[[Run], Run]] = {
     "training": lambda run: replace(run, train=replace(run.train, lr=run.train.lr * 2)),
     "rank": lambda run: replace(run, method=replace(run.method, rank=8)),
     "limit": lambda run: replace(run, dataset=replace(run.dataset, limit=replace(run.dataset.limit, test=3))),
+    "held out": lambda run: replace(
+        run, dataset=replace(run.dataset, hold_out=5, files=replace(run.dataset.files, valid=run.dataset.files.train))
+    ),
     "sizes": lambda run: replace(run, model=replace(run.model, n_layer=2)),
     "decode": lambda run: decoded_so(run, beam=3),
 }

@@ -369,15 +369,23 @@ def test_a_dataset_of_the_users_own(folder: Path):
     assert cell.run.dataset == config.Dataset(
         name="mine", format="e2e", suite="e2e", files=config.Files("a.txt", "b.txt", "c.txt")
     )
-    assert compose.groups(folder)["dataset"] == ["dart", "e2e", "mine", "mini", "webnlg"]
+    assert compose.groups(folder)["dataset"] == ["dart", "e2e", "e2e-small", "mine", "mini", "webnlg"]
     assert "mine" not in compose.groups()["dataset"]
 
 
 def test_without_the_folder_it_is_unknown(folder: Path):
     cells(["dataset=mine"], extra_folder=folder)
     assert faults("dataset=mine") == (
-        "dataset=mine: no such dataset; did you mean 'mini'? (valid: dart, e2e, mini, webnlg)",
+        "dataset=mine: no such dataset; did you mean 'mini'? (valid: dart, e2e, e2e-small, mini, webnlg)",
     )
+
+
+def test_contexts_are_held_out_of_the_training_file_alone():
+    assert faults("dataset.hold_out=47") == (
+        "dataset.hold_out=47: validates on a part of the training file; give dataset.files.valid=train.txt too, or "
+        "dataset.hold_out=null",
+    )
+    assert faults("dataset.hold_out=0", "dataset.files.valid=train.txt") != ()
 
 
 def test_faults_in_the_users_file(folder: Path):
@@ -385,7 +393,7 @@ def test_faults_in_the_users_file(folder: Path):
     (folder / "dataset" / "mine.yaml").write_text(text, encoding="utf-8")
     assert faults("dataset=mine", extra=folder) == (
         "dataset.fils: no such key in 'dataset'; did you mean 'files'? "
-        "(valid: files, format, limit, name, pins, remote, suite)",
+        "(valid: files, format, hold_out, limit, name, pins, remote, suite)",
         "dataset.files.train: a value is needed; give dataset.files.train=VALUE",
         "dataset.files.valid: a value is needed; give dataset.files.valid=VALUE",
         "dataset.files.test: a value is needed; give dataset.files.test=VALUE",
@@ -476,12 +484,13 @@ def test_places_and_machines_are_not_part_of_the_id(override: str):
         "protocol=loda",
         "protocol.loss_on=all",
         "dataset.limit.train=10",
+        "dataset.hold_out=10 dataset.files.valid=train.txt",
         "dataset.suite=dart",
         "model.name=other",
     ],
 )
 def test_what_decides_numbers_is_part_of_the_id(override: str):
-    assert run_id(one(*NANO, override), CHECKSUMS) != run_id(one(*NANO), CHECKSUMS)
+    assert run_id(one(*NANO, *override.split()), CHECKSUMS) != run_id(one(*NANO), CHECKSUMS)
 
 
 @pytest.mark.parametrize("name", sorted(CHECKSUMS))

@@ -75,7 +75,10 @@ def test_without_network_and_caches_the_papers_models_are_out_of_reach(tmp_path:
     found = checks(report)
     assert found["network"] == (False, "raw.githubusercontent.com out of reach, huggingface.co out of reach")
     assert found["model cache"] == (False, f"{tmp_path / 'hub'}: no pretrained GPT-2")
-    assert found["data cache"] == (False, f"{tmp_path / 'cache'}: dart 0 of 3, e2e 0 of 3, webnlg 0 of 3 files")
+    assert found["data cache"] == (
+        False,
+        f"{tmp_path / 'cache'}: dart 0 of 3, e2e 0 of 3, e2e-small 0 of 2, webnlg 0 of 3 files",
+    )
     assert not found["device"][0] and "runs use the CPU" in found["device"][1]
     _, cannot = verdicts(report)
     assert cannot == [

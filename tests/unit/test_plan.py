@@ -90,8 +90,7 @@ def test_a_limit_scales_the_pinned_sizes():
 
 
 def test_held_out_contexts_take_their_share_of_the_pinned_sizes():
-    held = "dataset.hold_out=47"  # of 547 contexts
-    run = one(*MEDIUM, "dataset=e2e", "dataset.files.train=valid.txt", held, "dataset.limit.valid=100")
+    run = one(*MEDIUM, "dataset=e2e-small", "dataset.limit.valid=100")  # 47 of 547 contexts
     train, valid = 500 / 547, 100 / 4672
     assert sizes(run, None) == Sizes(
         pairs=(round(train * 4672), 100),
@@ -102,8 +101,14 @@ def test_held_out_contexts_take_their_share_of_the_pinned_sizes():
         context_tokens=22957,
         counted=False,
     )
-    (fault,) = faults(sizes, one(*MEDIUM, "dataset=e2e", held), None)  # nobody counted its training contexts
-    assert "no pinned sizes" in fault
+    assert faults(sizes, one(*MEDIUM, "dataset=e2e-small", "dataset.hold_out=547"), None) == (
+        "dataset.hold_out=547: valid.txt has 547 distinct contexts; hold out 546 or less",
+    )
+    uncounted = one(*MEDIUM, "dataset=e2e", "dataset.hold_out=47", "dataset.files.valid=train.txt")
+    assert faults(sizes, uncounted, None) == (
+        "dataset 'e2e': nobody counted the contexts of train.txt, of which dataset.hold_out=47 takes some; give "
+        "data.root=FOLDER",
+    )
 
 
 def test_a_limit_of_one_split_leaves_the_others():

@@ -753,7 +753,7 @@ def test_tables_of_a_dataset_are_those_whose_files_name_it():
         for text in (text for cell in cells for text in cell):
             if str(text).startswith("dataset="):
                 of.setdefault(str(text).partition("=")[2], set()).add(path.stem)
-    assert set(of) == {"e2e", "dart", "webnlg", "mini"}
+    assert set(of) == {"e2e", "e2e-small", "dart", "webnlg", "mini"}
     assert set().union(*of.values()) == set(tables.names())
     for dataset, expected in of.items():
         assert tables.names_of({dataset}) == sorted(expected)

@@ -390,11 +390,6 @@ def test_no_rules():
     assert slots.read("no-such-set") is None
 
 
-def test_a_file_may_serve_several_datasets():
-    shared = slots.read("e2e-small")
-    assert shared is not None and shared.dataset == "e2e" and len(shared.slots) == 8
-
-
 def test_own_rules(write):
     write(
         "parts: {big: (big|large)}\n"

@@ -14,7 +14,10 @@ from lodarepro.report import aggregate
 from lodarepro.report.aggregate import Counts
 from lodarepro.tables import Figure, Reruns, Row
 
-KNOWN = "(valid: loda-1, loda-2, loda-3, lora-13, lora-14, lora-18, lora-3, mini), nor a YAML file of one"
+KNOWN = (
+    "(valid: loda-1, loda-1-nano, loda-2, loda-3, loda-3-nano, lora-13, lora-14, lora-18, lora-3, mini), nor a YAML "
+    "file of one"
+)
 ELSEWHERE = (
     "would make other cells than the table's; for all its rows only what is no part of a run's identity can be given: "
     "data.*, results.*, runtime.*, logger, logger.*, model.path, dataset.files.*, hydra/launcher, hydra.*"

@@ -75,8 +75,9 @@ def test_a_limit_keeps_pairs_or_whole_contexts(data: Data, split: str, limit: in
 
 
 def test_held_out_contexts_are_validated_on_and_not_trained_on(data: Data, tmp_path: Path) -> None:
-    (tmp_path / "valid.txt").unlink()  # it is not asked for
-    dataset = replace(DATASET, hold_out=2, pins={"train.txt": pin(5, 3)})  # pinned counts are those of the whole file
+    shared = Files(train="train.txt", valid="train.txt", test="test.txt")
+    # pinned counts are those of the whole file
+    dataset = replace(DATASET, hold_out=2, files=shared, pins={"train.txt": pin(5, 3)})
     kept = {name: [e.completion for e in load(dataset, data, name).examples] for name in ("train", "valid", "test")}
     assert kept == {"train": ["1", "3"], "valid": ["2", "4", "5"], "test": ["1", "2", "3", "4", "5"]}
     assert load(dataset, data, "valid").source.path == tmp_path / "train.txt"
@@ -85,8 +86,9 @@ def test_held_out_contexts_are_validated_on_and_not_trained_on(data: Data, tmp_p
 
 
 def test_not_all_contexts_can_be_held_out(data: Data, tmp_path: Path) -> None:
+    shared = Files(train="train.txt", valid="train.txt", test="test.txt")
     with pytest.raises(BadInput) as error:
-        load(replace(DATASET, hold_out=3), data, "train")
+        load(replace(DATASET, hold_out=3, files=shared), data, "train")
     assert error.value.faults == (
         f"dataset.hold_out=3: {tmp_path}/train.txt has 3 distinct contexts; hold out 2 or less",
     )
