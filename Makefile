@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 MODEL ?= gpt2-medium
 SEED ?= 1
 ARGS ?=
+WORKERS ?= 2
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -24,7 +25,7 @@ help:
 	@echo 'make tables   every table from the records that there are, into results/tables/'
 	@echo 'make report   a page of all that there is, results/report/index.html'
 	@echo 'make latency  time of methods beside their multiply-accumulates, as LoRA Table 1 and Figure 5; for a GPU'
-	@echo 'make test     the tests (at most 10 minutes on 2 cores)'
+	@echo 'make test     the tests, WORKERS=$(WORKERS) files at a time (at most 10 minutes on 2 cores)'
 	@echo 'make check    lint, types, and the slow tests and those that need reference material'
 	@echo
 	@echo 'make DATASET-METHOD[-rRANK] [MODEL=...] [SEED=...] [ARGS="KEY=VALUE ..."]     one cell, as in'
@@ -68,7 +69,7 @@ table-%: setup
 	@$(BIN)/lodarepro table $* --run $(ARGS)
 
 test: setup
-	$(BIN)/pytest -m 'not slow and not browser and not needs_mount and not gpu'
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not slow and not browser and not needs_mount and not gpu'
 
 check: setup lint types
 	$(BIN)/pytest -m 'slow or browser or needs_mount or gpu'

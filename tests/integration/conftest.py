@@ -12,6 +12,7 @@ import pytest
 SETTINGS = [
     "method=lora",
     "method.rank=2",
+    "train.lr=1e-2",
     "train.epochs=4",
     "train.warmup_steps=2",
     "decode.max_new_tokens=12",

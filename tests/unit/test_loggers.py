@@ -195,12 +195,16 @@ def test_a_logger_is_no_part_of_a_runs_identity():
         assert compose.from_plain(compose.plain(run)) == run
 
 
-def test_records_that_came_before_loggers_are_read_and_found():
-    folders = records.runs(KEPT)
-    kept = [records.finished(folder) for folder in folders]
-    assert kept and not any("logger" in record.config for record in kept)
-    archive = Archive(KEPT)
-    for record in kept:
+def test_records_that_came_before_loggers_are_read_and_found(tmp_path: Path):
+    kept = [records.finished(folder) for folder in records.runs(KEPT)]
+    assert kept
+    before = [replace(record, config={k: v for k, v in record.config.items() if k != "logger"}) for record in kept]
+    for record in before:
+        folder = tmp_path / records.RUNS / record.id
+        folder.mkdir(parents=True)
+        records.write(folder, record)
+    archive = Archive(tmp_path)
+    for record in before:
         run = compose.from_plain(record.config)
         assert run.logger == config.Logger()
         assert compose.run_id(run, record.identity["checksums"]) == record.id

@@ -199,9 +199,9 @@ score(["a b"], [["a b"]], suite="webnlg")
 
 
 def test_an_interrupt_does_not_wait_for_a_program_that_hangs(fake_java: FakeJava, tmp_path: Path) -> None:
-    fake_java(f"echo $$ > {tmp_path}/pid; exec sleep 600")
+    fake_java(f"read -r asked; echo $$ > {tmp_path}/pid; exec sleep 600")  # asked: no more within Popen
     with subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        for _ in range(300):
+        for _ in range(600):
             if (tmp_path / "pid").exists():
                 break
             time.sleep(0.1)
