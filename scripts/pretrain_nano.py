@@ -20,6 +20,7 @@ import dataclasses
 import gzip
 import json
 import math
+import os
 import random
 import re
 import sys
@@ -508,7 +509,8 @@ def main(argv: list[str] | None = None) -> int:
             settings = Settings(steps=args.steps, seed=args.seed, processes=processes.size)
             pretrain(settings, corpus=args.corpus, out=args.out, work=args.work, every=args.every, processes=processes)
     except LodareproError as e:
-        print(f"error: {e}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # every process meets the same fault
+            print(f"error: {e}", file=sys.stderr)
         return e.exit_code
     return 0
 

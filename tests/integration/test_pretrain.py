@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -134,6 +135,18 @@ def test_missing_corpus_is_one_line(
     assert status == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and str(missing) in error and "No such file" in error
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_more_processes_than_rows_are_refused_once(
+    rank: int, pretrain_nano: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(pretrain_nano, "joined", lambda backend: nullcontext(Processes(rank, 7)))
+    monkeypatch.setenv("RANK", str(rank))
+    assert pretrain_nano.main(["--corpus", str(tmp_path / "none.txt.gz"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    rows = pretrain_nano.Settings.book_rows
+    assert f"give --nproc-per-node {rows} or less" in said if rank == 0 else said == ""
 
 
 def test_checkpoint_of_other_settings_is_refused(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lodarepro import doctor
+from lodarepro.config import Data, Dataset
 from lodarepro.doctor import examine
 from lodarepro.errors import BadInput
 from lodarepro.metrics import java
@@ -85,6 +86,15 @@ def test_without_network_and_caches_the_papers_models_are_out_of_reach(tmp_path:
         "GPT-2 Medium and Large: data and pretrained GPT-2 neither cached nor reachable; give data.root=FOLDER "
         "and model.path=FOLDER, or run where there is network"
     ]
+
+
+@pytest.mark.parametrize(("dataset", "enough"), [("e2e-small", False), ("e2e", True)])
+def test_a_selection_is_not_the_papers_data(dataset: str, enough: bool, monkeypatch: pytest.MonkeyPatch):
+    def url(of: Dataset, data: Data, split: str) -> str | None:
+        return None if of.name == dataset else "https://example.org"
+
+    monkeypatch.setattr("lodarepro.data.sources.download_url", url)
+    assert checks(examine())["data cache"][0] is enough
 
 
 def test_no_connection_is_attempted_but_those_that_are_reported(monkeypatch: pytest.MonkeyPatch):

@@ -154,6 +154,15 @@ def test_keys_that_the_rules_do_not_know_are_named(fabricate: Fabricate):
     ]
 
 
+def test_another_selection_of_a_datasets_files_has_its_facts(fabricate: Fabricate):
+    text = "The Mill is a cheap pub ."
+    folder = fabricate(
+        "method=lora", "dataset=e2e-small", decoded=[decoded("name : The Mill | Type : pub", [text], text)]
+    )
+    assert not slots.read("e2e-small")
+    assert "slot-errors" in {grid.key for grid in errors([folder]).grids}
+
+
 def test_no_fact_that_the_rules_know(fabricate: Fabricate):
     said = fault(fabricate("method=lora", decoded=[decoded("colour : red", ["Red ."], "Red .")]))
     assert "slot" in said
