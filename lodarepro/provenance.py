@@ -22,7 +22,7 @@ def canonical_json(value: Any) -> str:
 
 
 def code_version() -> dict[str, Any]:
-    """Version, commit and whether the working tree differs from it.
+    """Version, commit and whether the working tree differs from it, but for `results/`, which holds no code.
 
     `commit` and `dirty` are None where the package does not run from a checkout.
     """
@@ -35,7 +35,7 @@ def _git_state(root: Path) -> dict[str, Any]:
         return {"commit": None, "dirty": None}
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+        dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"))
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": dirty}
