@@ -139,7 +139,7 @@ def test_workers_do_the_cells_too(cell, tmp_path, command, launcher):
         "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Top:\n    name: str = 'only-bias'\n\n\n"
         "def attach(model, config, generator):\n    model.ln_f.bias.requires_grad_(True)\n"
     )
-    arguments = [text for text in cell if not text.startswith("method")]
+    arguments = [text for text in cell if not text.startswith(("method", "train.lr"))]
     sweep = ["run", "-m", "--method-file", str(own), *arguments, "method=only-bias", "seed=1,2", "train.lr=1e-2,1e38"]
     process = command(*sweep, *launcher)
     out, err = process.communicate(timeout=240)
