@@ -11,8 +11,8 @@ from lodarepro.cli import main
 from tests.script import script
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MINI = ROOT / "results" / "mini"
-RUNS = {MINI: 7 * 3}
+MINI, NANO = ROOT / "results" / "mini", ROOT / "results" / "nano"
+RUNS = {MINI: 7 * 3, NANO: 15 * 3}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_kept_records_name_no_place_of_the_machine_that_made_them(kept, resu
         assert not absolute.search((folder / records.RECORD).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("kept", "names"), [(MINI, ["mini"])])
+@pytest.mark.parametrize(("kept", "names"), [(MINI, ["mini"]), (NANO, ["loda-1-nano"])])
 def test_they_render_to_the_same_bytes(kept, names, results, capsys):
     assert main(["table", *names, f"results.root={results}"]) == 0
     assert {path.stem for path in (kept / "tables").iterdir()} == set(names)
