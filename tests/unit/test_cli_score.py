@@ -557,7 +557,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
         )
         seconds.append(time.monotonic() - began)
         assert (done.returncode, done.stderr) == (0, b"")
-    assert min(seconds) < 3  # on a busy machine
+    assert min(seconds) < 1
     code = "import sys, lodarepro.cli; sys.exit(','.join({'torch', 'numpy', 'hydra'} & set(sys.modules)) or 0)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stderr == b""
 

@@ -11,9 +11,10 @@ import pytest
 from tests.script import script
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keys of E2E (in the papers' words and in the original ones, apart) and of mini.
+# Keys of E2E (in the papers' words and in the original ones, apart and as one) and of mini.
 RESERVED = {
     *("name", "type", "eat type", "food", "price", "price range", "customer rating", "area", "near", "family friendly"),
+    *("eattype", "pricerange", "familyfriendly"),
     *("region", "length", "climb", "difficulty", "highlight", "season", "dogs"),
 }
 

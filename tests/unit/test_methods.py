@@ -225,7 +225,7 @@ def test_a_method_learns_on_the_embedded_model(name: str, nano: tuple[config.Run
     before = validation_loss(net, others, settings, protocol)
     done = train(net, pairs, others, settings, protocol=protocol, seed=1, groups=param_groups(net, method))
     assert done.step == 100
-    assert done.epochs[-1]["val_loss"] < before - 0.3  # of 4 to 8 at the start
+    assert done.epochs[-1]["val_loss"] < before - (0.3 if name == "prefix-embed" else 1)  # of 4 to 8 at the start
 
 
 # full fine-tuning -------------------------------------------------------------------------------

@@ -128,16 +128,16 @@ def test_names_keep_their_order():
 
 
 def test_planted_times_are_measured():
-    planted = {"slow": 20.0, "none": 0.0, "middle": 8.0}
+    planted = {"slow": 6.0, "none": 0.0, "middle": 2.0}
     calls = {name: partial(time.sleep, ms / 1e3) for name, ms in planted.items()}
     times = interleaved(calls, trials=15, warmup=1, device=CPU)
     for name, ms in planted.items():
         # Nothing is shorter than it sleeps; the median is not moved by what a busy machine adds now and then.
         assert min(times[name].trials) >= ms
-        assert times[name].median < ms + 4
+        assert times[name].median < ms + 1.5
     assert times["none"].mean < times["middle"].mean < times["slow"].mean
     slower = Times((times["slow"].median,)).slower_than(Times((times["middle"].median,)))[0]
-    assert slower == pytest.approx(150.0, abs=80.0)
+    assert slower == pytest.approx(200.0, abs=100.0)
 
 
 @pytest.mark.gpu
