@@ -12,7 +12,9 @@ from tests.script import script
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MINI, NANO = ROOT / "results" / "mini", ROOT / "results" / "nano"
-RUNS = {MINI: 7 * 3, NANO: 15 * 3}
+
+# The rows of rank 4 are in both tables of nano.
+RUNS = {MINI: 7 * 3, NANO: (15 + 16 - 3) * 3}
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def test_the_kept_records_name_no_place_of_the_machine_that_made_them(kept, resu
         assert not absolute.search((folder / records.RECORD).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("kept", "names"), [(MINI, ["mini"]), (NANO, ["loda-1-nano"])])
+@pytest.mark.parametrize(("kept", "names"), [(MINI, ["mini"]), (NANO, ["loda-1-nano", "loda-3-nano"])])
 def test_they_render_to_the_same_bytes(kept, names, results, capsys):
     assert main(["table", *names, f"results.root={results}"]) == 0
     assert {path.stem for path in (kept / "tables").iterdir()} == set(names)
